@@ -1,0 +1,1 @@
+"""Clusterings that a tree model has to beat, on raw pixels."""

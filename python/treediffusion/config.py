@@ -1,0 +1,257 @@
+"""The one schema of every setting, and the presets that fill it.
+
+A preset is a YAML file in ``presets/``; a run stores the resolved configuration, and so do its
+checkpoints and bundles. Objects are frozen, and unknown keys are refused, so that a misspelt
+setting never trains for hours unnoticed. The command line is generated from the same classes.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, validated when built, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ContrastiveConfig(Section):
+    """Prior knowledge from pairs of views (TreeVAE 2.6): what does not change the cluster."""
+
+    weight: NonNegative = 0.0
+    """Weight of the router and embedding terms; 0 trains on the images as they are."""
+    shift: Annotated[int, Field(ge=0)] = 1
+    """A view is the image moved by up to this many pixels in each direction."""
+    rotate: NonNegative = 0.0
+    """A view is turned by up to this many degrees."""
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """A view is enlarged or shrunk by up to this fraction."""
+    temperature: Positive = 0.5
+    """Temperature of the embedding term; the router term has 1, as published."""
+
+
+class TreePhases(Section):
+    """Epochs of each phase. An epoch of a subtree covers its leaf's images only."""
+
+    initial: Epochs = 150
+    """Root with two leaves."""
+    subtree: Epochs = 150
+    """Each new pair of leaves, the rest frozen."""
+    intermediate: Epochs = 80
+    """Whole tree, after every third split."""
+    final: Epochs = 200
+    """Whole tree, after pruning."""
+
+
+class TreeConfig(Section):
+    """TreeVAE: network, objective and growth."""
+
+    latent_channels: Count = 16
+    """C_z, channels of each node's latent map."""
+    channels: Count = 32
+    """C_b, channels of the bottom-up maps."""
+    levels: Annotated[int, Field(ge=2)] = 7
+    """Bottom-up levels; a leaf can be at most levels - 1 below the root."""
+    residual: bool = False
+    """Each bottom-up block adds its input to its output."""
+    codec_sizes: tuple[Count, ...] | None = None
+    """Sides of the encoder's maps, image first, latent side last; the decoder mirrors them.
+    Left out: four sizes on a line from the image to 2 pixels, as published."""
+    codec_channels: tuple[Count, ...] | None = None
+    """Channels of the encoder's inner maps. Left out: on a line from the image to `channels`."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """Bernoulli: sigmoid and cross entropy. Gaussian: squared error."""
+    max_leaves: Annotated[int, Field(ge=2)] = 10
+    """Growth ends at this many leaves that hold at least `min_share` of the images."""
+    min_share: Fraction = 0.01
+    """A leaf with a smaller share of the images does not count, and is pruned."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images in a step, before they are doubled into views."""
+    learning_rate: Positive = 1e-3
+    """Adam."""
+    learning_rate_schedule: Literal["step", "cosine"] = "step"
+    """step: a tenth every 100 epochs, as published. cosine: to zero within each phase."""
+    weight_decay: NonNegative = 1e-5
+    """L2, inside Adam."""
+    kl_start: Fraction = 0.0
+    """Weight of the KL terms in the first epoch of a phase."""
+    kl_step: NonNegative = 0.001
+    """What each epoch adds to it, up to 1. The final phase reaches 1 at the latest at its end."""
+    kl_limit: Fraction = 1.0
+    """Largest weight the KL terms reach. Below 1 the leaves keep more of what they found."""
+    phases: TreePhases = TreePhases()
+    """Epochs of each phase."""
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    """Two views of each image, and what they must agree on."""
+    restarts: Count = 1
+    """Initial trees to begin; the one with the best ELBO is grown."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_leaves > 2 ** (self.levels - 1):
+            raise ValueError(
+                f"max_leaves {self.max_leaves} do not fit {self.levels} levels; "
+                f"at most {2 ** (self.levels - 1)}"
+            )
+        if self.codec_channels is not None and (
+            self.codec_sizes is None or len(self.codec_channels) != len(self.codec_sizes) - 2
+        ):
+            raise ValueError("codec_channels needs codec_sizes, and has one entry per inner size")
+        return self
+
+
+class UNetConfig(Section):
+    """The denoiser's network."""
+
+    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 64
+    """Width of the first level; group norms have 32 groups."""
+    multipliers: tuple[Count, ...] = (1, 2, 2, 2)
+    """Width of each level, in units of `channels`; each level halves the side."""
+    blocks: Count = 2
+    """Residual blocks of a level on the way down; one more on the way up."""
+    heads: Count = 8
+    """Attention heads."""
+    attention: tuple[Count, ...] = ()
+    """Down-sampling factors at which blocks attend, besides the middle (published: 16 means none)."""
+    dropout: Fraction = 0.1
+    """Inside residual blocks."""
+
+
+class DiffusionConfig(Section):
+    """TreeDiffusion's second stage."""
+
+    unet: UNetConfig = UNetConfig()
+    """The network."""
+    timesteps: Count = 1000
+    """T, length of the noise schedule."""
+    beta_start: Positive = 1e-4
+    """Variance added by the first step."""
+    beta_end: Positive = 0.02
+    """Variance added by the last step; in between, a line."""
+    pixel_range: Literal["0..1", "-1..1"] = "-1..1"
+    """Pixels as the network sees them; the published code trains on 0..1."""
+    steps: Count = 200_000
+    """Optimiser steps."""
+    batch_size: Count = 256
+    """Images in a step."""
+    learning_rate: Positive = 2e-4
+    """Adam."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, as published, or cosine to zero."""
+    warmup: Annotated[int, Field(ge=0)] = 5000
+    """Steps over which the learning rate rises to its value."""
+    clip: Positive = 1.0
+    """Largest norm of a step's gradient."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    """Decay of the averaged weights, which are the ones that generate."""
+    loss: Literal["l2", "l1"] = "l2"
+    """Of the predicted noise."""
+
+
+class SamplingConfig(Section):
+    """How images are drawn, unless a call says otherwise."""
+
+    num_inference_steps: Count = 50
+    """Denoising steps asked for; the spacing may merge some."""
+    spacing: Literal["uniform", "quadratic"] = "quadratic"
+    """Where the steps lie; quadratic as published, from t = 0.8 T down."""
+    eta: NonNegative = 0.0
+    """0: DDIM, deterministic given the start. 1: as much noise as DDPM."""
+
+
+class Config(Section):
+    """Everything a run depends on, besides the images themselves."""
+
+    preset: str = "mnist-paper"
+    """The preset these settings began as."""
+    data: str = "digits"
+    """`digits`, or a folder of idx files or images, or an .npy/.npz file."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of everything random in training."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves the choice to PyTorch. Equal results need equal numbers."""
+    tree: TreeConfig = TreeConfig()
+    """First stage."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Second stage."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Generation."""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files(__package__) / "presets"
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Config:
+    """A shipped preset.
+
+    Raises:
+        ConfigError: no preset has this name.
+    """
+    if name not in preset_names():
+        raise ConfigError("preset", got=repr(name), expected=f"one of {', '.join(preset_names())}")
+    text = (resources.files(__package__) / "presets" / f"{name}.yaml").read_text("utf-8")
+    return parse_config({"preset": name} | yaml.safe_load(text), source=f"preset {name}")
+
+
+def load_config(path: Path) -> Config:
+    """A configuration from a YAML or JSON file, which may start from a preset by naming it.
+
+    Raises:
+        ConfigError: not readable, or not of the schema.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise ConfigError(str(path), got=str(fault), expected="a readable YAML file") from fault
+    if not isinstance(settings, dict):
+        raise ConfigError(str(path), got=type(settings).__name__, expected="settings by name")
+    base: dict[str, Any] = {}
+    if settings.get("preset") in preset_names():
+        base = load_preset(settings["preset"]).model_dump()
+    return parse_config(_merge(base, settings), source=str(path))
+
+
+def parse_config(settings: dict[str, Any], *, source: str) -> Config:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigError: the first thing that does not fit the schema, with its place.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            place or "settings",
+            got=repr(first["input"]),
+            expected=first["msg"].removeprefix("Value error, "),
+            hint=f"correct it in {source}",
+        ) from fault
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged

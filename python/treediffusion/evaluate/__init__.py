@@ -1,0 +1,1 @@
+"""Measures of trained models: clustering, likelihood, image quality, and the figures of both."""

@@ -1,0 +1,1 @@
+"""The networks (PyTorch): TreeVAE with its parts, the U-Net and its path encoder."""

@@ -1,0 +1,153 @@
+"""TreeVAE's objective: the four terms of the ELBO, and the contrastive term of prior knowledge.
+
+    -ELBO = sum_l P(l) loss(x, leaf l)                                reconstruction
+          + alpha (KL_root + sum_i P(i) KL_i + sum_i P(i) KL(q_i || p_i))   eq. 10-14
+
+P(i) are the inference routers' probabilities; gradients flow through all of them, except where they
+weigh the contrastive term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import ContrastiveConfig
+from .node_stack import NodeStack, TreePass
+from .tree_vae import Inference
+
+KL_LIMIT = 1000.0
+"""Nats at which the published code cuts a node's weighted KL of one image."""
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """Batch means in nats per image; each a scalar tensor."""
+
+    reconstruction: Tensor
+    kl_root: Tensor
+    kl_nodes: Tensor
+    kl_decisions: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """All divergence terms."""
+        return self.kl_root + self.kl_nodes + self.kl_decisions
+
+    def loss(self, kl_weight: float) -> Tensor:
+        """reconstruction + kl_weight * divergences; at weight 1 the negative ELBO."""
+        return self.reconstruction + kl_weight * self.kl
+
+
+def tree_elbo(nodes: NodeStack, found: Inference, images: Tensor, *, likelihood: str) -> Elbo:
+    """The terms of a whole tree.
+
+    Args:
+        nodes: the tree's networks, for its decoders.
+        found: the pass over `images`.
+        images: [B, C, H, W] in 0..1.
+        likelihood: "bernoulli" or "gaussian".
+    """
+    root = found.root_kl.clamp(-1, KL_LIMIT).mean()
+    return _elbo(nodes, found.nodes, images, likelihood, kl_root=root)
+
+
+def subtree_elbo(
+    nodes: NodeStack, found: TreePass, images: Tensor, log_prob: Tensor, *, likelihood: str
+) -> Elbo:
+    """The terms of two growing leaves; log_prob: [B] of reaching the leaf they grow under."""
+    zero = images.new_zeros(())
+    return _elbo(nodes, found, images, likelihood, kl_root=zero, log_prob=log_prob)
+
+
+def _elbo(
+    nodes: NodeStack,
+    found: TreePass,
+    images: Tensor,
+    likelihood: str,
+    *,
+    kl_root: Tensor,
+    log_prob: Tensor | None = None,
+) -> Elbo:
+    tree = nodes.topology
+    assert found.node_kl is not None and found.post_logit is not None
+    log_node_prob = found.log_node_prob
+    if log_prob is not None:
+        log_node_prob = log_node_prob + log_prob[:, None]
+    prob = log_node_prob.exp()  # [B, N]
+    node_kl = (prob[:, 1:] * found.node_kl).clamp(-1, KL_LIMIT).sum(1)
+    decision_kl = prob[:, tree.routers.tolist()] * bernoulli_kl(found.post_logit, found.prior_logit)
+    error = image_error(nodes.decode(found.z), images[:, None], likelihood)  # [B, L]
+    return Elbo(
+        reconstruction=(prob[:, tree.leaves.tolist()] * error).sum(1).mean(),
+        kl_root=kl_root,
+        kl_nodes=node_kl.mean(),
+        kl_decisions=decision_kl.sum(1).mean(),
+    )
+
+
+def bernoulli_kl(logit_q: Tensor, logit_p: Tensor) -> Tensor:
+    """KL(q || p) in nats of Bernoullis given by their logits, exact where either saturates."""
+    left = F.logsigmoid(logit_q) - F.logsigmoid(logit_p)
+    right = F.logsigmoid(-logit_q) - F.logsigmoid(-logit_p)
+    q = torch.sigmoid(logit_q)
+    return q * left + (1 - q) * right
+
+
+def image_error(output: Tensor, images: Tensor, likelihood: str) -> Tensor:
+    """Summed over pixels: [..., C, H, W] -> [...].
+
+    Bernoulli: cross entropy of logits with grey values. Gaussian: squared error, without the
+    factor 1/2, as published.
+    """
+    if likelihood == "bernoulli":
+        # Not the library's function: it would first copy the images once per leaf.
+        error = F.softplus(output) - images * output
+    else:
+        error = (output - images) ** 2
+    return error.flatten(-3).sum(-1)
+
+
+def router_contrast(logit: Tensor, prob: Tensor) -> Tensor:
+    """InfoNCE between the routers' decisions on two views, summed over routers (TreeVAE 2.6).
+
+    Args:
+        logit: [2 M, I] inference routers' logits; rows m and m + M are views of one image.
+        prob: [2 M, I] probability of reaching each router; it weighs, without a gradient.
+    """
+    left = torch.sigmoid(logit).T  # [I, 2M]
+    decision = F.normalize(torch.stack([left, 1 - left], dim=-1), dim=-1)
+    loss = _info_nce(decision @ decision.transpose(1, 2))  # [I, 2M]
+    weight = prob.detach().T
+    return ((loss * weight).sum(1) / weight.sum(1)).sum()
+
+
+def embedding_contrast(embedding: Tensor, *, temperature: float) -> Tensor:
+    """InfoNCE between two views' embeddings, mean over levels; embedding: [2 M, levels, 10]."""
+    unit = F.normalize(embedding, dim=-1).transpose(0, 1)
+    return _info_nce(unit @ unit.transpose(1, 2) / temperature).mean()
+
+
+def contrastive_loss(
+    config: ContrastiveConfig, nodes: NodeStack, found: TreePass, embedding: Tensor | None
+) -> Tensor:
+    """Both contrastive terms, weighted; a subtree has no embedding term."""
+    assert found.post_logit is not None
+    prob = found.log_node_prob[:, nodes.topology.routers.tolist()].exp()
+    loss = router_contrast(found.post_logit, prob)
+    if embedding is not None:
+        loss = loss + embedding_contrast(embedding, temperature=config.temperature)
+    return config.weight * loss
+
+
+def _info_nce(score: Tensor) -> Tensor:
+    """[..., 2M, 2M] similarities -> [..., 2M]: -log of the partner's share among all others."""
+    rows = score.shape[-1]
+    itself = torch.eye(rows, dtype=torch.bool, device=score.device)
+    partner = torch.arange(rows, device=score.device).roll(rows // 2)
+    log_share = score.masked_fill(itself, -torch.inf).log_softmax(-1)
+    target = partner.expand(score.shape[:-1])[..., None]
+    return -log_share.gather(-1, target)[..., 0]

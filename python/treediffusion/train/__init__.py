@@ -1,0 +1,1 @@
+"""Training of both stages, and what is needed to stop and go on."""
