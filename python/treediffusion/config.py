@@ -52,9 +52,11 @@ class TreePhases(Section):
     subtree: Epochs = 150
     """Each new pair of leaves, the rest frozen."""
     intermediate: Epochs = 80
-    """Whole tree, after every third split."""
+    """Whole tree, after every few splits."""
     final: Epochs = 200
     """Whole tree, after pruning."""
+    intermediate_every: Count = 3
+    """Splits between two intermediate phases."""
 
 
 class TreeConfig(Section):
@@ -85,6 +87,9 @@ class TreeConfig(Section):
     """Adam."""
     learning_rate_schedule: Literal["step", "cosine"] = "step"
     """step: a tenth every 100 epochs, as published. cosine: to zero within each phase."""
+    finetuning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the learning rate in intermediate and final phases. Below 1, leaves that growth
+    found survive the joint training."""
     weight_decay: NonNegative = 1e-5
     """L2, inside Adam."""
     kl_start: Fraction = 0.0
@@ -97,8 +102,6 @@ class TreeConfig(Section):
     """Epochs of each phase."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Two views of each image, and what they must agree on."""
-    restarts: Count = 1
-    """Initial trees to begin; the one with the best ELBO is grown."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -126,7 +129,8 @@ class UNetConfig(Section):
     heads: Count = 8
     """Attention heads."""
     attention: tuple[Count, ...] = ()
-    """Down-sampling factors at which blocks attend, besides the middle (published: 16 means none)."""
+    """Down-sampling factors at which blocks attend, besides the middle.
+    The published 16 is beyond the last level: none."""
     dropout: Fraction = 0.1
     """Inside residual blocks."""
 

@@ -93,6 +93,14 @@ class Progress:
         self._rate.add(amount, self._clock())
         self._show()
 
+    def skip(self, amount: float) -> None:
+        """Count work as done that an earlier run did; it says nothing about the rate.
+
+        Args:
+            amount: in the unit of the total.
+        """
+        self._done += amount
+
     def extend(self, total: float) -> None:
         """Replace the size of the plan by a better estimate.
 

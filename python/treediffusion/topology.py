@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -119,7 +120,7 @@ class TreeTopology:
     def levels(self) -> tuple[slice, ...]:
         """For each depth from 0, the rows of its nodes."""
         starts = np.searchsorted(self.depth, np.arange(self.max_depth + 2))
-        return tuple(slice(int(a), int(b)) for a, b in zip(starts, starts[1:], strict=False))
+        return tuple(slice(int(a), int(b)) for a, b in pairwise(starts))
 
     @property
     def max_depth(self) -> int:
@@ -186,7 +187,8 @@ class TreeTopology:
                 got=repr(leaf),
                 expected=f"a leaf that is not the last one: one of {', '.join(self.leaf_names)}",
             )
-        kept = {name[:k] for name in self.leaf_names if name != leaf for k in range(1, len(name) + 1)}
+        others = [name for name in self.leaf_names if name != leaf]
+        kept = {name[:k] for name in others for k in range(1, len(name) + 1)}
         return TreeTopology.of(kept)
 
     def to_json(self) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from torch import Tensor, nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..config import TreeConfig
 from ..errors import ConfigError
@@ -64,7 +64,9 @@ class Encoder(nn.Module):
 class LeafDecoders(nn.Module):
     """Every leaf's decoder: [B, L, Z, R, R] -> [B, L, C, H, W] logits or pixels."""
 
-    def __init__(self, leaves: int, config: TreeConfig, image_channels: int, image_size: int) -> None:
+    def __init__(
+        self, leaves: int, config: TreeConfig, image_channels: int, image_size: int
+    ) -> None:
         super().__init__()
         sizes = codec_sizes(config, image_size)[::-1]
         channels = _line(config, config.latent_channels, image_channels, len(sizes), mirrored=True)

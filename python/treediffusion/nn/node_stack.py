@@ -59,6 +59,8 @@ class Routers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, I, C, R, R] -> [B, I] logit of the left child's probability."""
+        if x.shape[1] == 0:  # a chain of single children routes nowhere
+            return x.new_zeros(x.shape[:2])
         y = self.conv(x).flatten(2)
         for linear, norm in zip(self.hidden, self.norms, strict=True):
             y = F.silu(norm(linear(y)))
@@ -223,5 +225,3 @@ def edges(topology: TreeTopology) -> tuple[np.ndarray, np.ndarray]:
 
 def _router_names(topology: TreeTopology) -> tuple[str, ...]:
     return tuple(topology.names[row] for row in topology.routers)
-
-

@@ -73,7 +73,8 @@ def _elbo(
     log_prob: Tensor | None = None,
 ) -> Elbo:
     tree = nodes.topology
-    assert found.node_kl is not None and found.post_logit is not None
+    assert found.node_kl is not None
+    assert found.post_logit is not None
     log_node_prob = found.log_node_prob
     if log_prob is not None:
         log_node_prob = log_node_prob + log_prob[:, None]
@@ -132,11 +133,25 @@ def embedding_contrast(embedding: Tensor, *, temperature: float) -> Tensor:
 
 
 def contrastive_loss(
-    config: ContrastiveConfig, nodes: NodeStack, found: TreePass, embedding: Tensor | None
+    config: ContrastiveConfig,
+    nodes: NodeStack,
+    found: TreePass,
+    embedding: Tensor | None,
+    *,
+    log_prob: Tensor | None = None,
 ) -> Tensor:
-    """Both contrastive terms, weighted; a subtree has no embedding term."""
+    """Both contrastive terms, weighted.
+
+    Args:
+        config: weight and temperature.
+        nodes: the networks that made the pass.
+        found: the pass over two views, [2 M] rows.
+        embedding: [2 M, levels, 10]; None for a subtree, which has no embedding term.
+        log_prob: [2 M] of reaching the leaf that a subtree grows under.
+    """
     assert found.post_logit is not None
-    prob = found.log_node_prob[:, nodes.topology.routers.tolist()].exp()
+    log_reach = found.log_node_prob[:, nodes.topology.routers.tolist()]
+    prob = (log_reach if log_prob is None else log_reach + log_prob[:, None]).exp()
     loss = router_contrast(found.post_logit, prob)
     if embedding is not None:
         loss = loss + embedding_contrast(embedding, temperature=config.temperature)

@@ -45,8 +45,8 @@ class BottomUp(nn.Module):
         """images: [B, C, H, W] in 0..1 -> [B, levels, C_b, R, R], the root's map first."""
         maps = [self.encoder(images)[:, None]]
         for block in self.blocks:
-            y = maps[-1]
-            for conv, norm in zip(block[:3], block[3:], strict=True):
+            y, layers = maps[-1], list(block.children())
+            for conv, norm in zip(layers[:3], layers[3:], strict=True):
                 y = F.silu(norm(conv(y)))
             maps.append(y + maps[-1] if self.residual else y)
         return torch.cat(maps[::-1], dim=1)
@@ -122,7 +122,11 @@ class TreeVAE(nn.Module):
         return self.nodes.log_node_prob(logit)[:, self.topology.leaves.tolist()]
 
     def infer(
-        self, images: Tensor | None = None, *, features: Tensor | None = None, noise: Tensor | None = None
+        self,
+        images: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Inference:
         """A posterior sample of every node, given images or their bottom-up maps.
 
@@ -177,10 +181,16 @@ class TreeVAE(nn.Module):
         """This tree without a leaf; see `TreeTopology.prune`."""
         return self._like(self.topology.prune(leaf))
 
+    def chain(self, node: str) -> TreeVAE:
+        """The path from the root to a node by itself: what growing under a leaf needs of a tree."""
+        self.topology.row(node)
+        return self._like(TreeTopology.of(node[:k] for k in range(1, len(node) + 1)))
+
     def _like(self, topology: TreeTopology) -> TreeVAE:
         channels, size, _ = self.image_shape
         tree = TreeVAE(self.config, topology, image_channels=channels, image_size=size)
-        tree.to(next(self.parameters()).device).train(self.training)
+        some = next(self.parameters())
+        tree.to(device=some.device, dtype=some.dtype).train(self.training)
         tree.bottom_up.load_state_dict(self.bottom_up.state_dict())
         tree.root_head.load_state_dict(self.root_head.state_dict())
         if tree.projections is not None and self.projections is not None:
@@ -197,5 +207,3 @@ class TreeVAE(nn.Module):
             image_size=size,
             latent_size=self.latent_size,
         )
-
-

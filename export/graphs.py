@@ -1,0 +1,179 @@
+"""The six graphs of a bundle, as PyTorch modules with named inputs and outputs.
+
+    assign      images             -> leaf_prob
+    path        noise              -> z, p_left
+    posterior   images, noise      -> z, leaf_prob
+    condition   z_path, nodes      -> cond
+    step        x, cond, timesteps, coef, step, noise -> x_next
+    decode      z                  -> images
+
+A step is ``x0 = clip(a x - b eps), x_next = c x0 + d eps + sigma noise`` with eps from the U-Net.
+The embedding of every timestep is a constant of the graph, and each image has a step of its own,
+so that images at different steps can share a call. Float32 in and out. No file is written here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..bundle import CLIP_RANGE, TensorSpec, graph_tensors
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.model import TreeDiffusion
+from ..nn.gaussians import sample
+from ..nn.tree_vae import TreeVAE
+
+
+class Assign(nn.Module):
+    """Leaf probabilities by the inference routers."""
+
+    def __init__(self, tree: TreeVAE) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [B, C, H, W] in 0..1 -> [B, L]."""
+        return self.tree.assign(images).exp()
+
+
+class Path(nn.Module):
+    """A prior sample of every node, and the turns it makes likely."""
+
+    def __init__(self, tree: TreeVAE) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """noise: [B, N, Z, R, R] -> z of the same shape and p_left [B, I]."""
+        nodes = self.tree.generate(noise)
+        return nodes.z, nodes.prior_logit.sigmoid()
+
+
+class Posterior(nn.Module):
+    """A posterior sample of every node, and leaf probabilities by the inference routers."""
+
+    def __init__(self, tree: TreeVAE) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """images: [B, C, H, W], noise: [B, N, Z, R, R] -> z [B, N, Z, R, R], leaf_prob [B, L]."""
+        features = self.tree.bottom_up(images)
+        root_z = sample(self.tree.root_posterior(features), noise[:, 0])
+        nodes = self.tree.nodes(root_z, features, noise=noise[:, 1:])
+        leaves = self.tree.topology.leaves.tolist()
+        return nodes.z, nodes.log_node_prob[:, leaves].exp()
+
+
+class Condition(nn.Module):
+    """The denoiser's condition of each image."""
+
+    def __init__(self, path: nn.Module) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, z_path: Tensor, nodes: Tensor) -> Tensor:
+        """z_path: [B, P, Z R R], nodes: [B, P] int64, -1 where absent -> [B, E]."""
+        cond: Tensor = self.path(z_path, nodes)
+        return cond
+
+
+class Step(nn.Module):
+    """The U-Net with the sampler's update around it."""
+
+    time_table: Tensor
+
+    def __init__(self, denoiser: Denoiser, timesteps: int) -> None:
+        super().__init__()
+        self.unet = denoiser.unet
+        with torch.no_grad():
+            table = denoiser.time.table(range(timesteps))
+        self.register_buffer("time_table", table)
+
+    def forward(
+        self, x: Tensor, cond: Tensor, timesteps: Tensor, coef: Tensor, step: Tensor, noise: Tensor
+    ) -> Tensor:
+        """One step of every image.
+
+        Args:
+            x: [B, C, H, W] float.
+            cond: [B, E] float.
+            timesteps: [S] int64.
+            coef: [S, 5] float, `DDIMTable.coef`.
+            step: [B] int64, the row of both tables each image is at.
+            noise: [B, C, H, W] float, standard normal; multiplied by 0 where sigma is 0.
+
+        Returns:
+            [B, C, H, W] float.
+        """
+        eps = self.unet(x, self.time_table[timesteps[step]] + cond)
+        a, b, c, d, sigma = coef[step][:, :, None, None, None].unbind(dim=1)
+        x0 = (a * x - b * eps).clamp(*CLIP_RANGE)
+        x_next: Tensor = c * x0 + d * eps + sigma * noise
+        return x_next
+
+
+class Decode(nn.Module):
+    """TreeVAE's own image of each leaf."""
+
+    def __init__(self, tree: TreeVAE) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, N, Z, R, R] -> [B, L, C, H, W] in 0..1."""
+        return self.tree.decode(z).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export.
+
+    Attributes:
+        module: on the CPU, float32, in eval mode.
+        inputs: its arguments in order.
+        outputs: its results in order.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @torch.no_grad()  # not inference mode: constants cached on the way must serve training, too
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Results by name, for arguments by name."""
+        results = self.module(*(feeds[spec.name] for spec in self.inputs))
+        if isinstance(results, Tensor):
+            results = (results,)
+        return dict(zip((spec.name for spec in self.outputs), results, strict=True))
+
+
+def on_cpu(model: TreeDiffusion) -> TreeDiffusion:
+    """A copy of a model on the CPU, in float32 and in eval mode."""
+    tree = copy.deepcopy(model.tree).cpu().float().eval()
+    denoiser = copy.deepcopy(model.denoiser).cpu().float().eval()
+    return replace(model, tree=tree, denoiser=denoiser)
+
+
+def make_graphs(model: TreeDiffusion) -> dict[str, Graph]:
+    """The graphs by role, of a model that is `on_cpu`."""
+    tree, denoiser = model.tree, model.denoiser
+    modules: dict[str, nn.Module] = {
+        "assign": Assign(tree),
+        "path": Path(tree),
+        "posterior": Posterior(tree),
+        "condition": Condition(denoiser.path),
+        "step": Step(denoiser, model.schedule.timesteps),
+        "decode": Decode(tree),
+    }
+    tensors = graph_tensors(
+        tree.topology,
+        tree.image_shape,
+        tree.latent_shape,
+        condition_width=denoiser.unet.embed_dim,
+    )
+    return {role: Graph(module, *tensors[role]) for role, module in modules.items()}

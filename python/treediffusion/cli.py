@@ -1,0 +1,319 @@
+"""The commands: parse, call, print; nothing else happens here.
+
+A user's mistake becomes one line on standard error and exit code 2. Results go to standard output,
+progress to standard error. No command imports PyTorch before it needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import tyro
+
+from .config import Config, load_config, load_preset
+from .errors import ConfigError, TreeDiffusionError
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Command(Protocol):
+    """A parsed command."""
+
+    def run(self) -> int:
+        """Does it; returns the exit code."""
+        ...
+
+
+@dataclass
+class Demo:
+    """Digits without labels to a tree of clusters, and new images of each; minutes on a CPU."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run; an unfinished one is continued."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def run(self) -> int:
+        """Trains, exports, generates, and says where to look."""
+        from .demo import demo
+
+        print(demo(self.out, seed=self.seed))
+        return 0
+
+
+@dataclass
+class Train:
+    """Train both stages: grow the tree, then the diffusion model under it.
+
+    Settings come from `--preset`, then `--config`, then the flags below. Repeating the command
+    continues an unfinished run.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: load_preset("tiny")
+    )
+    config: Path | None = None
+    """A YAML file of settings; it may name the preset it starts from."""
+    out: Path | None = None
+    """Folder of the run; runs/PRESET if left out."""
+
+    def run(self) -> int:
+        """Trains and says what to do next."""
+        from .train.run import train
+
+        out = self.out or Path("runs") / self.settings.preset
+        model = train(self.settings, out)
+        print(f"{out}: {model.tree.topology.num_leaves} leaves, trained")
+        print(f"next: treediffusion-export --checkpoint {out} --out {out / 'bundle'}")
+        return 0
+
+
+@dataclass
+class Export:
+    """Write a bundle that generates without PyTorch."""
+
+    checkpoint: Path
+    """Folder of a finished run, or a checkpoint in it."""
+    out: Path
+    """The bundle's folder; an older bundle there is replaced."""
+
+    def run(self) -> int:
+        """Exports and checks."""
+        from .export import export_bundle
+        from .progress import Progress
+        from .train.run import load_run
+
+        model = load_run(self.checkpoint)
+        with Progress(1, "exporting") as progress:
+            path = export_bundle(model, self.out, progress=progress)
+        print(f"{path}: exported and compared with PyTorch")
+        print(f"next: treediffusion generate --bundle {path} --num-images 16 --seed 7")
+        return 0
+
+
+@dataclass
+class Generate:
+    """Draw new images from a bundle, each as a PNG, and all of them as a sheet."""
+
+    bundle: Path
+    """An exported bundle."""
+    out: Path = Path("images")
+    """Folder for the images."""
+    num_images: int = 16
+    """How many."""
+    node: str = "r"
+    """Images of this node's leaves: r is the whole tree, r0 its left branch, and so on."""
+    leaf: str | None = None
+    """The same as --node, for a leaf."""
+    seed: int = 0
+    """Image i of a seed is the same image in every call."""
+    offset: int = 0
+    """Number of the first image."""
+    num_inference_steps: int | None = None
+    """Denoising steps; the bundle's own number if left out."""
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    """What runs the graphs."""
+
+    def run(self) -> int:
+        """Generates and saves."""
+        from .evaluate.figures import image_grid, save_png
+        from .progress import Progress
+        from .runtime import Engine
+
+        with Engine(self.bundle, backend=self.backend) as engine:
+            if self.leaf is not None and self.leaf not in engine.topology.leaf_names:
+                names = ", ".join(engine.topology.leaf_names)
+                raise ConfigError("--leaf", got=repr(self.leaf), expected=f"one of {names}")
+            with Progress(1, "generating") as progress:
+                made = engine.generate(
+                    self.num_images,
+                    node=self.leaf or self.node,
+                    seed=self.seed,
+                    offset=self.offset,
+                    num_inference_steps=self.num_inference_steps,
+                    progress=progress,
+                )
+        for row, (image, leaf) in enumerate(zip(made.images, made.leaf, strict=True)):
+            number = self.offset + row
+            name = f"seed{self.seed}-{number:05d}-{made.leaf_names[leaf]}.png"
+            save_png(self.out / name, image_grid(image[None], 1))
+        sheet = self.out / "sheet.png"
+        save_png(sheet, image_grid(made.images, min(10, self.num_images)))
+        print(f"{self.num_images} images in {self.out}, together in {sheet}")
+        return 0
+
+
+@dataclass
+class Tree:
+    """Print a model's tree; with --out, draw it and compare its clusters with labels, if any."""
+
+    bundle: Path
+    """An exported bundle."""
+    data: str | None = None
+    """Images to assign; those it was trained on if left out."""
+    split: Literal["train", "test"] = "train"
+    """Which part of them."""
+    out: Path | None = None
+    """Folder for tree.png, sheet.png, gallery.png, samples.png and metrics.json."""
+    seed: int = 0
+    """Seed of the generated images."""
+
+    def run(self) -> int:
+        """Prints, and draws if asked."""
+        from .runtime import Engine
+        from .tree_text import tree_text
+
+        with Engine(self.bundle) as engine:
+            print(tree_text(engine.topology, engine.node_share))
+            if self.out is None:
+                return 0
+            from .data import load_images
+            from .evaluate.report import write_report
+
+            data = load_images(self.data or engine.config["data"], split=self.split)
+            metrics = write_report(engine, data, self.out, seed=self.seed)
+        for name, value in metrics.get("clustering", {}).items():
+            print(f"{name:20} {value:.3f}")
+        print(f"pictures and metrics.json in {self.out}")
+        return 0
+
+
+@dataclass
+class Doctor:
+    """Versions, and which back ends really load here."""
+
+    def run(self) -> int:
+        """Prints the table."""
+        from .doctor import doctor
+
+        return doctor()
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "demo": Demo,
+    "train": Train,
+    "generate": Generate,
+    "export": Export,
+    "tree": Tree,
+    "doctor": Doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `treediffusion` command.
+
+    Args:
+        argv: arguments, those of the process if None.
+
+    Returns:
+        0 ok, 1 failure, 2 a mistake in what was given, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        choices = ", ".join(COMMANDS)
+        return _complain(ConfigError("command", got=repr(argv[0]), expected=f"one of {choices}"))
+    return _run(COMMANDS[argv[0]], argv[1:], prog=f"treediffusion {argv[0]}")
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """The `treediffusion-export` command, the same as `treediffusion export`."""
+    return _run(Export, list(sys.argv[1:] if argv is None else argv), prog="treediffusion-export")
+
+
+def _run(command: type[Command], argv: list[str], *, prog: str) -> int:
+    try:
+        return _parse(command, argv, prog=prog).run()
+    except TreeDiffusionError as fault:
+        return _complain(fault)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parse(command: type[Command], argv: list[str], *, prog: str) -> Command:
+    default = Train(_settings(argv)) if command is Train else None
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: Command = tyro.cli(command, prog=prog, args=argv, default=default)
+            return parsed
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        given = " ".join(argv) or "nothing"
+        raise ConfigError(
+            prog, got=given, expected=_one_line(said.getvalue()), hint=f"see {prog} --help"
+        ) from stop
+
+
+def _settings(argv: list[str]) -> Config:
+    """The settings that flags then override: of --config, or of --preset."""
+    path, preset = _value(argv, "--config"), _value(argv, "--preset")
+    if path is not None:
+        return load_config(Path(path))
+    return load_preset(preset or "tiny")
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    for position, word in enumerate(argv):
+        if word.startswith(flag + "="):
+            return word.removeprefix(flag + "=")
+        if word == flag and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def _one_line(box: str) -> str:
+    """What the parser complains about, out of the box it draws around it."""
+    parts: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╰╮╯ ")
+        if not text.strip("─"):
+            break
+        parts.append(text)
+    text = " ".join(parts)
+    text = re.sub(r"^Error parsing \S+: \d+ validation error for \w+ ", "", text)
+    text = re.sub(r" ?\[type=.*$", "", text).removeprefix("Value error, ")
+    return f"arguments it knows ({text})" if text else "other arguments"
+
+
+def _complain(fault: TreeDiffusionError) -> int:
+    print(f"treediffusion: {' '.join(str(fault).split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _overview() -> str:
+    rows = [
+        f"  {name:10}{(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: treediffusion COMMAND [OPTIONS]",
+            "",
+            "A tree of clusters from unlabelled images, and new images of every cluster.",
+            "",
+            *rows,
+            "",
+            "treediffusion COMMAND --help shows a command's options; start with the demo.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

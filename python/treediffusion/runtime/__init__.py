@@ -1,0 +1,6 @@
+"""A bundle in use, without torch: NumPy arrays in and out."""
+
+from .backends import BACKENDS, Backend
+from .engine import Engine, Generation, Sheet
+
+__all__ = ["BACKENDS", "Backend", "Engine", "Generation", "Sheet"]

@@ -1,0 +1,180 @@
+"""A run: a folder with its settings, one checkpoint per stage, and what was measured.
+
+config.json             resolved settings; the same command continues the run
+tree.safetensors        the tree's training state
+tree.json               the finished tree, readable
+diffusion.safetensors   the denoiser's training state
+training.json           what the training saw: ELBO terms per phase, diffusion loss
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Config, parse_config
+from ..data import ImageSet, load_images, to_float
+from ..diffusion.model import TreeDiffusion, make_denoiser
+from ..errors import CheckpointError, ConfigError
+from ..files import write_json, write_text
+from ..nn.tree_vae import TreeVAE
+from ..progress import Progress
+from ..topology import TreeTopology
+from . import checkpoint
+from .diffusion_stage import DiffusionStage
+from .plan import diffusion_cost, tree_cost
+from .tree_stage import TreeStage
+
+CONFIG, TREE, DIFFUSION = "config.json", "tree.safetensors", "diffusion.safetensors"
+TOPOLOGY, HISTORY = "tree.json", "training.json"
+
+
+def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
+    """Trains both stages, continuing whatever the folder already holds.
+
+    Args:
+        config: the settings.
+        run: the run's folder, made if absent.
+        quiet: no progress bar.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        DataError: the images cannot be read, or are not those the run began with.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = load_images(config.data)
+    images = torch.from_numpy(to_float(data.images))
+    _check_square(images)
+    _claim(run, config, data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = images.to(device)
+    total = tree_cost(config.tree, len(images)) + diffusion_cost(config.diffusion)
+    with Progress(total, "training", quiet=quiet) as progress:
+        torch.manual_seed(config.seed)
+        stage = TreeStage(images, config.tree, run / TREE, progress)
+        tree = stage.run()
+        write_text(run / TOPOLOGY, tree.topology.to_json())
+        torch.manual_seed(config.seed + 1)
+        second = DiffusionStage(
+            images, tree, config.diffusion, run / DIFFUSION, seed=config.seed, progress=progress
+        )
+        denoiser = second.run()
+    write_json(run / HISTORY, {"tree": stage.state.history, "diffusion": second.state.history})
+    share = np.array(stage.state.node_share)
+    return TreeDiffusion(config, tree, denoiser, share, data.fingerprint)
+
+
+def load_run(run: Path) -> TreeDiffusion:
+    """The model of a finished run, on the CPU.
+
+    Args:
+        run: its folder, or a checkpoint in it.
+
+    Raises:
+        CheckpointError: not a run, or not finished.
+    """
+    run = run.parent if run.suffix == ".safetensors" else run
+    config, fingerprint, shape = _read_claim(run)
+    tensors, state = checkpoint.load(run / TREE)
+    if state["phase"]["kind"] != "done":
+        raise CheckpointError(
+            str(run / TREE),
+            got=f"a tree in its phase '{state['phase']['kind']}'",
+            expected="a finished one",
+            hint="continue the run with `treediffusion train`",
+        )
+    channels, size, _ = shape
+    topology = TreeTopology(tuple(state["topology"]))
+    tree = TreeVAE(config.tree, topology, image_channels=channels, image_size=size)
+    tree.load_state_dict(_under("model.tree.", tensors))
+    second, progress = checkpoint.load(run / DIFFUSION)
+    if progress["step"] < config.diffusion.steps:
+        raise CheckpointError(
+            str(run / DIFFUSION),
+            got=f"step {progress['step']} of {config.diffusion.steps}",
+            expected="a finished denoiser",
+            hint="continue the run with `treediffusion train`",
+        )
+    denoiser = make_denoiser(tree, config.diffusion)
+    denoiser.load_state_dict(_under("ema.", second))
+    share = np.array(state["node_share"])
+    return TreeDiffusion(config, tree.eval(), denoiser.eval(), share, fingerprint)
+
+
+def _claim(run: Path, config: Config, data: ImageSet) -> None:
+    """Writes the settings of a fresh run, or checks that they are those of the run there."""
+    mine = {
+        "config": json.loads(config.model_dump_json()),
+        "data_fingerprint": data.fingerprint,
+        "image_shape": list(data.images.shape[1:]),
+    }
+    if not (run / CONFIG).exists():
+        write_json(run / CONFIG, mine)
+        return
+    old, fingerprint, _ = _read_claim(run)
+    theirs = json.loads(old.model_dump_json())
+    for place in _differences(mine["config"], theirs):
+        raise ConfigError(
+            place[0],
+            got=repr(place[1]),
+            expected=f"{place[2]!r}, which the run in {run} began with",
+            hint="repeat the command it began with, or choose another --out",
+        )
+    if fingerprint != data.fingerprint:
+        raise ConfigError(
+            "data",
+            got=f"images with fingerprint {data.fingerprint}",
+            expected=f"{fingerprint}, those which the run in {run} began with",
+            hint="restore the images, or choose another --out",
+        )
+
+
+def _read_claim(run: Path) -> tuple[Config, str, tuple[int, int, int]]:
+    path = run / CONFIG
+    try:
+        claim = json.loads(path.read_text("utf-8"))
+        channels, height, width = claim["image_shape"]
+        fingerprint = str(claim["data_fingerprint"])
+        settings = claim["config"]
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise CheckpointError(
+            str(path),
+            got=str(fault) or type(fault).__name__,
+            expected="the settings of a run",
+            hint="name a folder that `treediffusion train` wrote",
+        ) from fault
+    return parse_config(settings, source=str(path)), fingerprint, (channels, height, width)
+
+
+def _differences(
+    mine: dict[str, object], theirs: dict[str, object], prefix: str = ""
+) -> list[tuple[str, object, object]]:
+    """Places at which two nested settings differ, with both values."""
+    found: list[tuple[str, object, object]] = []
+    for key, value in mine.items():
+        other = theirs.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            found += _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            found.append((prefix + key, value, other))
+    return found
+
+
+def _check_square(images: Tensor) -> None:
+    if images.shape[-1] != images.shape[-2]:
+        raise ConfigError(
+            "data",
+            got=f"images of {images.shape[-2]}x{images.shape[-1]} pixels",
+            expected="square images",
+            hint="crop or resize them first",
+        )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,84 @@
+"""A tiny model with every weight set: untrained, but not the zero function an untrained one is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from treediffusion.config import Config, parse_config
+from treediffusion.diffusion.model import TreeDiffusion, make_denoiser
+from treediffusion.nn.tree_vae import TreeVAE
+from treediffusion.topology import TreeTopology
+
+# r0 lost its right child and r10 its left one: both route to a single child.
+IRREGULAR = TreeTopology.of(["r", "r0", "r1", "r00", "r10", "r11", "r101", "r000", "r001"])
+
+
+def tiny_config(*, pixel_range: str = "-1..1", channels: int = 1) -> Config:
+    """Settings of a network that runs in milliseconds."""
+    return parse_config(
+        {
+            "preset": "tiny",
+            "data": f"digits-{channels}",
+            "tree": {"latent_channels": 4, "channels": 8, "levels": 4, "max_leaves": 8},
+            "diffusion": {
+                "unet": {
+                    "channels": 32,
+                    "multipliers": [1, 2],
+                    "blocks": 1,
+                    "heads": 4,
+                    "attention": [2],
+                },
+                "timesteps": 200,
+                "beta_end": 0.04,
+                "pixel_range": pixel_range,
+            },
+            "sampling": {"num_inference_steps": 6},
+        },
+        source="tests",
+    )
+
+
+def tiny_model(
+    topology: TreeTopology = IRREGULAR,
+    *,
+    pixel_range: str = "-1..1",
+    image_channels: int = 1,
+    image_size: int = 8,
+    seed: int = 0,
+) -> TreeDiffusion:
+    """A model on a tree, by default one with nodes that have a single child."""
+    config = tiny_config(pixel_range=pixel_range, channels=image_channels)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tree = TreeVAE(
+            config.tree, topology, image_channels=image_channels, image_size=image_size
+        )
+        denoiser = make_denoiser(tree, config.diffusion)
+        _perturb(tree, std=0.25)
+        _perturb(denoiser, std=0.08)
+    return TreeDiffusion(
+        config=config,
+        tree=tree.eval(),
+        denoiser=denoiser.eval(),
+        node_share=_node_share(topology),
+        data_fingerprint="0" * 64,
+    )
+
+
+def _perturb(module: nn.Module, *, std: float) -> None:
+    """Moves weights off zero, and running statistics off 0 and 1."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=std)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.3)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+
+
+def _node_share(topology: TreeTopology) -> np.ndarray:
+    """Every leaf the same share, and each inner node what its leaves have."""
+    below = [len(topology.leaves_below(name)) for name in topology.names]
+    return np.array(below, np.float64) / topology.num_leaves
