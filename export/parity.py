@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..diffusion.model import TreeDiffusion
+from ..diffusion.sampler import sample
+from ..errors import ParityError
 from ..noise import Stream, normal
 from ..optional import require
 from ..runtime.backends import OnnxRuntimeBackend
@@ -167,9 +169,7 @@ def _reference(
     rows = torch.from_numpy(nodes)
     z_path = z[torch.arange(len(z))[:, None], rows]
     y = model.denoiser.condition(z_path, rows)
-    images: NDArray[np.float32] = sample(
-        model.denoiser, y, torch.from_numpy(start), table
-    ).numpy()
+    images: NDArray[np.float32] = sample(model.denoiser, y, torch.from_numpy(start), table).numpy()
     return images
 
 

@@ -61,7 +61,9 @@ def to_onnx(graph: Graph) -> bytes:
     _name_sizes(proto.graph, graph)
     for found, specs in ((proto.graph.input, graph.inputs), (proto.graph.output, graph.outputs)):
         assert [_signature(value) for value in found] == [(s.name, s.shape) for s in specs], (
-            list(map(_signature, found)), specs)
+            list(map(_signature, found)),
+            specs,
+        )
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data

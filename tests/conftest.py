@@ -25,6 +25,9 @@ def _cuda_devices() -> int:
 
 HAS_CUDA = _cuda_devices() > 0
 
+# Machines that run tests are shared, where two spinning threads can be slower than one, many times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Triton reads this when a kernel is decorated, so it is set before any module with one is imported.
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -9,7 +9,8 @@ import torch
 from interleave import Side
 
 THREADS = 1
-"""Of PyTorch and of ONNX Runtime: a pool that shares its cores with others loses far more than its share."""
+"""Of PyTorch and of ONNX Runtime. With one, CPU time is what an idle machine would take; pools of
+threads wait for one another, and on a busy machine that is most of what they do."""
 
 
 class Pair(NamedTuple):

@@ -77,7 +77,9 @@ def step(setting: Setting) -> Pair:
 def assign(setting: Setting) -> Pair:
     """Leaf probabilities of a batch: what they need, against the whole forward pass."""
     prepare()
-    tree, reference = (model.eval() for model in _trees(setting))
+    tree, reference = _trees(setting)
+    tree.eval()
+    reference.eval()
     images, noise = _inputs(tree, setting)
     return Pair(
         ours=torch.inference_mode()(lambda: tree.assign(images)),
@@ -96,14 +98,16 @@ def _inputs(tree: TreeVAE, setting: Setting) -> tuple[Tensor, Tensor]:
     return images, torch.randn(setting.batch, tree.topology.num_nodes, *tree.latent_shape)
 
 
-def _training(model: nn.Module, loss: Callable[[], Tensor], config: TreeConfig) -> Callable[[], None]:
+def _training(
+    model: nn.Module, loss: Callable[[], Tensor], config: TreeConfig
+) -> Callable[[], None]:
     optimizer = torch.optim.Adam(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        torch.autograd.backward(loss())
         optimizer.step()
 
     return step

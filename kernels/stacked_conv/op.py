@@ -107,4 +107,6 @@ def _taps(near: np.ndarray, kernel: int, dtype: torch.dtype, device: torch.devic
     grid = np.einsum("aio,bjp->abijop", line, line)
     size, out_size = near.shape
     taps = grid.reshape(kernel * kernel, size * size, out_size * out_size)
-    return torch.from_numpy(taps).to(device=device, dtype=dtype)
+    # The cache outlives the mode it is filled in; a tensor born in inference mode cannot train.
+    with torch.inference_mode(False):
+        return torch.from_numpy(taps).to(device=device, dtype=dtype)

@@ -29,7 +29,7 @@ from .errors import (
     ConfigError,
     TopologyError,
 )
-from .schedule import DiffusionSchedule
+from .schedule import DiffusionSchedule, Spacing
 from .topology import TreeTopology
 
 FORMAT = 1
@@ -130,7 +130,7 @@ class Sampling:
     """How images are drawn unless a call says otherwise."""
 
     num_inference_steps: int
-    spacing: str
+    spacing: Spacing
     eta: float
 
 

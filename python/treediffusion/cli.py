@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
@@ -177,7 +177,12 @@ class Tree:
             from .data import load_images
             from .evaluate.report import write_report
 
-            data = load_images(self.data or engine.config["data"], split=self.split)
+            trained_on = engine.manifest["config"]["data"]
+            if self.data is None and trained_on != "digits":
+                raise ConfigError(
+                    "--data", got="nothing", expected=f"the images, such as {trained_on!r}"
+                )
+            data = load_images(self.data or trained_on, split=self.split)
             metrics = write_report(engine, data, self.out, seed=self.seed)
         for name, value in metrics.get("clustering", {}).items():
             print(f"{name:20} {value:.3f}")
@@ -250,8 +255,7 @@ def _parse(command: type[Command], argv: list[str], *, prog: str) -> Command:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: Command = tyro.cli(command, prog=prog, args=argv, default=default)
-            return parsed
+            parsed = tyro.cli(command, prog=prog, args=argv, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -259,6 +263,7 @@ def _parse(command: type[Command], argv: list[str], *, prog: str) -> Command:
         raise ConfigError(
             prog, got=given, expected=_one_line(said.getvalue()), hint=f"see {prog} --help"
         ) from stop
+    return cast(Command, parsed)
 
 
 def _settings(argv: list[str]) -> Config:

@@ -227,7 +227,7 @@ def load_config(path: Path) -> Config:
     if not isinstance(settings, dict):
         raise ConfigError(str(path), got=type(settings).__name__, expected="settings by name")
     base: dict[str, Any] = {}
-    if settings.get("preset") in preset_names():
+    if "preset" in settings:
         base = load_preset(settings["preset"]).model_dump()
     return parse_config(_merge(base, settings), source=str(path))
 

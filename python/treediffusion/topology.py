@@ -217,7 +217,7 @@ class TreeTopology:
             version, nodes = document["format"], document["nodes"]
             names = tuple(str(node["name"]) for node in nodes)
             links = [[int(node[key]) for node in nodes] for key in ("parent", "left", "right")]
-        except (ValueError, KeyError, TypeError) as fault:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
             raise TopologyError(
                 str(source), got=f"unreadable text ({fault})", expected="a tree in JSON"
             ) from fault

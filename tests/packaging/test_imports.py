@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
 LIGHT_FOR_RUNTIME = {
     "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "topology",
 }  # fmt: skip
-TOP = {"cli", "__main__"}  # sees everything
+TOP = {"cli", "demo", "__main__"}  # sees everything
 
 BASE = {"PIL", "numpy", "pydantic", "rich", "tyro", "yaml"}
 TORCH = BASE | {"torch", "torchvision", "safetensors"}

@@ -18,7 +18,7 @@ from treediffusion.train import checkpoint, tree_stage
 from treediffusion.train.run import DIFFUSION, TREE, load_run, train
 
 SETTINGS = {
-    "preset": "test",
+    "preset": "tiny",
     "threads": 1,
     "tree": {
         "latent_channels": 2,

@@ -21,14 +21,16 @@ def codec_sizes(config: TreeConfig, image_size: int) -> tuple[int, ...]:
     """Sides of the encoder's maps, image first, latent side R last.
 
     Raises:
-        ConfigError: configured sizes do not begin with the image's side, or grow.
+        ConfigError: configured sizes do not begin with the image's side, grow, or are too few.
     """
     if config.codec_sizes is None:
         return tuple(int(size) for size in np.linspace(image_size, 2, 4))
     sizes = config.codec_sizes
-    if sizes[0] != image_size or any(a < b for a, b in pairwise(sizes)):
+    if len(sizes) < 2 or sizes[0] != image_size or any(a < b for a, b in pairwise(sizes)):
         raise ConfigError(
-            "tree.codec_sizes", got=sizes, expected=f"shrinking sides from {image_size} on"
+            "tree.codec_sizes",
+            got=sizes,
+            expected=f"two or more shrinking sides from {image_size} on",
         )
     return sizes
 

@@ -58,7 +58,10 @@ def tree_elbo(nodes: NodeStack, found: Inference, images: Tensor, *, likelihood:
 def subtree_elbo(
     nodes: NodeStack, found: TreePass, images: Tensor, log_prob: Tensor, *, likelihood: str
 ) -> Elbo:
-    """The terms of two growing leaves; log_prob: [B] of reaching the leaf they grow under."""
+    """The terms of two growing leaves; log_prob: [B] of reaching the leaf they grow under.
+
+    A node's KL of one image is cut as in a whole tree, which the published code does not do here.
+    """
     zero = images.new_zeros(())
     return _elbo(nodes, found, images, likelihood, kl_root=zero, log_prob=log_prob)
 
@@ -112,18 +115,19 @@ def image_error(output: Tensor, images: Tensor, likelihood: str) -> Tensor:
     return error.flatten(-3).sum(-1)
 
 
-def router_contrast(logit: Tensor, prob: Tensor) -> Tensor:
+def router_contrast(logit: Tensor, log_prob: Tensor) -> Tensor:
     """InfoNCE between the routers' decisions on two views, summed over routers (TreeVAE 2.6).
 
     Args:
         logit: [2 M, I] inference routers' logits; rows m and m + M are views of one image.
-        prob: [2 M, I] probability of reaching each router; it weighs, without a gradient.
+        log_prob: [2 M, I] of reaching each router; it weighs the images, without a gradient.
     """
     left = torch.sigmoid(logit).T  # [I, 2M]
     decision = F.normalize(torch.stack([left, 1 - left], dim=-1), dim=-1)
     loss = _info_nce(decision @ decision.transpose(1, 2))  # [I, 2M]
-    weight = prob.detach().T
-    return ((loss * weight).sum(1) / weight.sum(1)).sum()
+    # P_m / sum P, in logarithms: a router that nobody reaches still has weights.
+    weight = log_prob.detach().T.softmax(1)
+    return (loss * weight).sum()
 
 
 def embedding_contrast(embedding: Tensor, *, temperature: float) -> Tensor:
@@ -151,8 +155,9 @@ def contrastive_loss(
     """
     assert found.post_logit is not None
     log_reach = found.log_node_prob[:, nodes.topology.routers.tolist()]
-    prob = (log_reach if log_prob is None else log_reach + log_prob[:, None]).exp()
-    loss = router_contrast(found.post_logit, prob)
+    if log_prob is not None:
+        log_reach = log_reach + log_prob[:, None]
+    loss = router_contrast(found.post_logit, log_reach)
     if embedding is not None:
         loss = loss + embedding_contrast(embedding, temperature=config.temperature)
     return config.weight * loss

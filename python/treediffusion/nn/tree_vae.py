@@ -139,7 +139,7 @@ class TreeVAE(nn.Module):
             assert images is not None
             features = self.bottom_up(images)
         root = self.root_posterior(features)
-        shape = (len(features), self.topology.num_nodes, *self.latent_shape)
+        shape = (features.shape[0], self.topology.num_nodes, *self.latent_shape)
         if noise is None:
             noise = torch.randn(shape, dtype=features.dtype, device=features.device)
         # The published training prior is N(0, 1 + eps), like every other variance.

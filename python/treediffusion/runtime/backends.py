@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
 
     Args:
         bundle: whose graphs.
-        threads: inside an operator; None for as many as there are cores. It does not change results.
+        threads: inside an operator; None leaves it to ONNX Runtime. No result depends on it.
         provider: the execution provider, which must be the one that runs.
     """
 
@@ -118,9 +118,7 @@ class OnnxRuntimeBackend:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
-            session = self._runtime.InferenceSession(
-                str(file), options, providers=[self._provider]
-            )
+            session = self._runtime.InferenceSession(str(file), options, providers=[self._provider])
         except Exception as fault:  # ONNX Runtime's own classes share no base but this one
             raise BundleFormatError(
                 str(file), got=str(fault), expected="a graph that ONNX Runtime can load",

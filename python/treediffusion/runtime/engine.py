@@ -325,7 +325,8 @@ class Engine:
         if not isinstance(images, np.ndarray):
             raise ShapeError("images", got=type(images).__name__, expected=expected)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            raise ShapeError("images", got=f"{images.dtype} {list(images.shape)}", expected=expected)
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ShapeError("images", got=got, expected=expected)
 
 
 def _collect(

@@ -20,7 +20,10 @@ def to_uint8(x: NDArray[np.float32], pixel_range: tuple[float, float]) -> NDArra
     """
     low, high = np.float32(pixel_range[0]), np.float32(pixel_range[1])
     unit = np.clip((x - low) / (high - low), np.float32(0.0), np.float32(1.0))
-    return np.floor(unit * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.floor(unit * np.float32(255.0) + np.float32(0.5)).astype(
+        np.uint8
+    )
+    return pixels
 
 
 def to_unit(images: NDArray[Any]) -> NDArray[np.float32]:

@@ -102,7 +102,7 @@ class Sampler:
             noise = silence
             if sigma > 0.0:
                 noise = normal(seed, images, shape, stream=Stream.STEP, step=step)
-            feeds = {
+            feeds: dict[str, Array] = {
                 "x": x,
                 "cond": cond,
                 "timesteps": table.timestep,
