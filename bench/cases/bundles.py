@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata as metadata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import treediffusion
@@ -37,12 +38,17 @@ def bundle_of(name: str, settings: str, make_model: Callable[[], TreeDiffusion])
 
 
 def _key(settings: str) -> str:
-    digest = hashlib.sha256(settings.encode())
-    digest.update(" ".join(metadata.version(writer) for writer in WRITERS).encode())
+    return hashlib.sha256(settings.encode() + _code()).hexdigest()
+
+
+@cache
+def _code() -> bytes:
+    """Digest of the code and its versions; once, as a process keeps what it has imported."""
+    digest = hashlib.sha256(" ".join(map(metadata.version, WRITERS)).encode())
     package = Path(treediffusion.__file__).parent
     # The two linked rooms by name: a walk does not follow links to folders.
     roots = (package, package / "kernels", package / "export", Path(__file__).parent)
     for root in roots:
         for file in sorted(root.rglob("*.py")):
             digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return digest.digest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -241,6 +242,9 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: type[Command], argv: list[str], *, prog: str) -> int:
+    # Threads that spin while they wait make a step many times slower as soon as another program
+    # wants a core. OpenMP reads this when PyTorch is imported, which has not happened yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _parse(command, argv, prog=prog).run()
     except TreeDiffusionError as fault:

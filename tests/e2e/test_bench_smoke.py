@@ -14,6 +14,7 @@ from treediffusion.topology import TreeTopology
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
+import render
 from cases import bundles, denoising, treevae
 from cases.pair import Pair
 from goals import Effort, main
@@ -127,6 +128,12 @@ def test_the_results_file_names_machine_versions_and_commit(tmp_path: Path) -> N
     measured, unmeasured = written["rows"]
     assert set(measured["found"]) == {"ratio", "p20", "p80", "ours_ms", "baseline_ms"}
     assert unmeasured == {"name": "kernels/fake-gpu", "goal": 85.0, "unit": "%", "found": None}
+
+
+def test_the_readme_shows_the_stored_results() -> None:
+    """If not: python bench/render.py."""
+    text = render.README.read_text("utf-8")
+    assert text == render.with_table(text, json.loads(render.RESULTS.read_text("utf-8")))
 
 
 def test_a_bundle_is_kept_until_its_settings_change(

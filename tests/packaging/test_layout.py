@@ -151,13 +151,16 @@ def python_files() -> list[Path]:
     ]
 
 
+READERS = {"os.environ.get", "os.environ.setdefault", "os.getenv", "environ.get", "getenv"}
+
+
 def variables_read(path: Path) -> set[str]:
-    """Names given to os.environ.get, os.environ[...] and os.getenv."""
+    """Names given to os.environ.get and setdefault, os.environ[...] and os.getenv."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         named: ast.expr | None = None
         if isinstance(node, ast.Call) and node.args:
-            if ast.unparse(node.func) in {"os.environ.get", "os.getenv", "environ.get", "getenv"}:
+            if ast.unparse(node.func) in READERS:
                 named = node.args[0]
         elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("environ"):
             named = node.slice

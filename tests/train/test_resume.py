@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,48 +14,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.runs import bars_config
 from treediffusion.config import Config, parse_config
 from treediffusion.errors import CheckpointError, ConfigError
 from treediffusion.train import checkpoint, tree_stage
-from treediffusion.train.run import DIFFUSION, TREE, load_run, train
+from treediffusion.train.run import CONFIG, DIFFUSION, TREE, load_run, train
 
-SETTINGS = {
-    "preset": "tiny",
-    "threads": 1,
-    "tree": {
-        "latent_channels": 2,
-        "channels": 8,
-        "levels": 4,
-        "max_leaves": 4,
-        "batch_size": 32,
-        "phases": {
-            "initial": 3,
-            "subtree": 3,
-            "intermediate": 1,
-            "final": 2,
-            "intermediate_every": 1,
-        },
-        "contrastive": {"weight": 0.5},
-    },
-    "diffusion": {
-        "unet": {"channels": 32, "multipliers": [1, 1], "blocks": 1, "heads": 2},
-        "batch_size": 16,
-        "steps": 30,
-        "warmup": 5,
-    },
-}
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return bars_config(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def straight(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    train(config, run, quiet=True)
+    return run
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    rng = np.random.default_rng(0)
-    images = np.zeros((160, 8, 8), np.uint8)
-    for number, image in enumerate(images):  # four kinds of bars, so that there is a tree to find
-        place = 2 * (number % 4)
-        image[:, place : place + 2] = rng.integers(150, 255)
-    path = tmp_path / "bars.npy"
-    np.save(path, images, allow_pickle=False)
-    return parse_config(SETTINGS | {"data": str(path)}, source="the test")
+def copy(straight: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return Path(shutil.copytree(straight, tmp_path / "copy"))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -92,10 +76,9 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
 
 
 def test_every_phase_resumes_bit_for_bit(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Crashes again and again, in every phase of both stages, and loses nothing."""
-    train(config, tmp_path / "straight", quiet=True)
     for _ in range(40):
         with monkeypatch.context() as patch:
             crash_after(patch, saves=5)
@@ -106,14 +89,15 @@ def test_every_phase_resumes_bit_for_bit(
             break
     else:
         pytest.fail("never finished")
-    assert_same(tmp_path / "straight", tmp_path / "crashed")
+    assert_same(straight, tmp_path / "crashed")
 
 
-def test_killed_processes_resume_bit_for_bit(config: Config, tmp_path: Path) -> None:
+def test_killed_processes_resume_bit_for_bit(
+    config: Config, straight: Path, tmp_path: Path
+) -> None:
     """SIGKILL at three moments; the same command then ends with the same weights."""
     settings = tmp_path / "settings.yaml"
     settings.write_text(config.model_dump_json())
-    train(config, tmp_path / "straight", quiet=True)
     killed = tmp_path / "killed"
     command = [
         sys.executable, "-m", "treediffusion.cli", "train",
@@ -129,17 +113,15 @@ def test_killed_processes_resume_bit_for_bit(config: Config, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert_same(tmp_path / "straight", killed)
+    assert_same(straight, killed)
 
 
-def test_a_cut_checkpoint_is_an_error_and_stays(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(config, run, quiet=True)
-    whole = (run / TREE).read_bytes()
-    (run / TREE).write_bytes(whole[: len(whole) // 2])
+def test_a_cut_checkpoint_is_an_error_and_stays(config: Config, copy: Path) -> None:
+    whole = (copy / TREE).read_bytes()
+    (copy / TREE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="cut"):
-        train(config, run, quiet=True)
-    assert (run / TREE).read_bytes() == whole[: len(whole) // 2]
+        train(config, copy, quiet=True)
+    assert (copy / TREE).read_bytes() == whole[: len(whole) // 2]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
@@ -160,14 +142,22 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         with pytest.raises(CheckpointError, match="No space left"):
             train(config, run, quiet=True)
     assert (run / TREE).read_bytes() == before
-    train(config, run, quiet=True)
 
 
-def test_another_configuration_does_not_continue_a_run(config: Config, tmp_path: Path) -> None:
-    train(config, tmp_path / "run", quiet=True)
+def test_another_configuration_does_not_continue_a_run(config: Config, copy: Path) -> None:
     other = config.model_copy(update={"seed": 1})
     with pytest.raises(ConfigError, match="seed"):
-        train(other, tmp_path / "run", quiet=True)
+        train(other, copy, quiet=True)
+
+
+def test_other_images_do_not_continue_a_run(copy: Path, tmp_path: Path) -> None:
+    claim = json.loads((copy / CONFIG).read_text())
+    fewer = np.load(claim["config"]["data"])[:100]
+    np.save(tmp_path / "fewer.npy", fewer, allow_pickle=False)
+    claim["config"]["data"] = str(tmp_path / "fewer.npy")
+    (copy / CONFIG).write_text(json.dumps(claim))
+    with pytest.raises(ConfigError, match="fingerprint"):
+        train(parse_config(claim["config"], source="the test"), copy, quiet=True)
 
 
 def test_an_unfinished_run_is_not_a_model(
@@ -181,9 +171,10 @@ def test_an_unfinished_run_is_not_a_model(
         load_run(tmp_path / "run")
 
 
-def test_a_finished_run_loads_as_it_was_trained(config: Config, tmp_path: Path) -> None:
-    model = train(config, tmp_path / "run", quiet=True)
-    loaded = load_run(tmp_path / "run")
+def test_a_finished_run_loads_as_it_was_trained(config: Config, straight: Path) -> None:
+    """Repeating the command on a finished run trains nothing and returns the same model."""
+    model = train(config, straight, quiet=True)
+    loaded = load_run(straight)
     assert loaded.tree.topology == model.tree.topology
     assert loaded.data_fingerprint == model.data_fingerprint
     for mine, theirs in ((loaded.tree, model.tree), (loaded.denoiser, model.denoiser)):

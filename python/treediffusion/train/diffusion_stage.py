@@ -80,6 +80,7 @@ class DiffusionStage:
         coefs = make_schedule(config).add_noise_coefs
         self._coefs = torch.from_numpy(coefs).to(images)
         self._paths = torch.from_numpy(tree.topology.paths).long().to(images.device)
+        self._step_cost = step_cost(config, images.shape[-1])
         if path.exists():
             self._resume()
 
@@ -162,7 +163,7 @@ class DiffusionStage:
         if self.progress is not None:
             shown = f", loss {state.history[-1]['loss']:.4f}" if state.history else ""
             where = f"diffusion, step {state.step}/{self.config.steps}{shown}"
-            self.progress.advance(step_cost(self.config), where)
+            self.progress.advance(self._step_cost, where)
 
     def _save(self) -> None:
         tensors = checkpoint.training_state(self.denoiser, self._optimizer)
@@ -177,4 +178,4 @@ class DiffusionStage:
         )
         checkpoint.restore(self.denoiser, self._optimizer, tensors)
         if self.progress is not None:
-            self.progress.skip(self.state.step * step_cost(self.config))
+            self.progress.skip(self.state.step * self._step_cost)

@@ -26,11 +26,11 @@ def tree_cost(config: TreeConfig, images: int) -> float:
     return total + phase_cost("final", phases.final, images, config.max_leaves)
 
 
-def diffusion_cost(config: DiffusionConfig) -> float:
-    """Cost of the diffusion stage."""
-    return config.steps * step_cost(config)
+def diffusion_cost(config: DiffusionConfig, side: int) -> float:
+    """Cost of the diffusion stage, on images of so many pixels' side."""
+    return config.steps * step_cost(config, side)
 
 
-def step_cost(config: DiffusionConfig) -> float:
+def step_cost(config: DiffusionConfig, side: int) -> float:
     """Cost of one optimiser step of the denoiser."""
-    return 0.5 * config.batch_size * (config.unet.channels / 32) ** 2
+    return config.batch_size * side * (config.unet.channels / 32) ** 2

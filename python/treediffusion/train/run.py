@@ -54,7 +54,7 @@ def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
     _claim(run, config, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = images.to(device)
-    total = tree_cost(config.tree, len(images)) + diffusion_cost(config.diffusion)
+    total = tree_cost(config.tree, len(images)) + diffusion_cost(config.diffusion, images.shape[-1])
     with Progress(total, "training", quiet=quiet) as progress:
         torch.manual_seed(config.seed)
         stage = TreeStage(images, config.tree, run / TREE, progress)

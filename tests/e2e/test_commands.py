@@ -1,0 +1,132 @@
+"""The commands as a user types them: the whole way once, and every mistake's one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.runs import bars_config
+from treediffusion.cli import COMMANDS, export_main, main
+from treediffusion.topology import TreeTopology
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("way")
+    path = folder / "settings.yaml"
+    path.write_text(bars_config(folder).model_dump_json())
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(settings: Path) -> Path:
+    out = settings.parent / "run"
+    assert main(["train", "--config", str(settings), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    out = run / "bundle"
+    assert export_main(["--checkpoint", str(run), "--out", str(out)]) == 0
+    return out
+
+
+def test_images_of_one_leaf_repeat_by_seed_and_number(bundle: Path, tmp_path: Path) -> None:
+    leaf = TreeTopology.from_json((bundle / "tree.json").read_text()).leaf_names[0]
+    common = ["generate", "--bundle", str(bundle), "--leaf", leaf, "--seed", "3"]
+    steps = ["--num-inference-steps", "5"]
+    assert main([*common, *steps, "--num-images", "4", "--out", str(tmp_path / "four")]) == 0
+    assert (
+        main([*common, *steps, "--num-images", "1", "--offset", "2", "--out", str(tmp_path)]) == 0
+    )
+    name = f"seed3-00002-{leaf}.png"
+    one, among = (np.asarray(Image.open(p / name)) for p in (tmp_path, tmp_path / "four"))
+    assert one.shape == (8, 8)
+    assert np.array_equal(one, among)
+    assert len(list((tmp_path / "four").glob("seed3-*.png"))) == 4
+
+
+def test_tree_is_printed_drawn_and_measured(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = np.load(bundle.parents[1] / "bars.npy"), np.arange(160) % 4
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels, allow_pickle=False)
+    drawn = ["--data", str(tmp_path / "labelled.npz"), "--out", str(tmp_path / "look")]
+    assert main(["tree", "--bundle", str(bundle), *drawn]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("r ")
+    assert "acc" in printed
+    metrics = json.loads((tmp_path / "look" / "metrics.json").read_text())
+    assert 0.25 <= metrics["clustering"]["acc"] <= 1
+    assert sum(metrics["leaves"].values()) == pytest.approx(1, abs=1e-3)
+    for name in ("tree", "sheet", "gallery", "samples"):
+        width, height = Image.open(tmp_path / "look" / f"{name}.png").size
+        assert min(width, height) > 100
+
+
+MISTAKES = {
+    "no such command": (["foo"], "demo, train, generate"),
+    "unknown option": (["train", "--tree.max-leave", "3"], "--tree.max-leave"),
+    "not a number": (["train", "--tree.max-leaves", "x"], "invalid literal"),
+    "out of range": (["train", "--tree.max-leaves", "70"], "at most 32"),
+    "unknown preset": (["train", "--preset", "x"], "tiny"),
+    "no such settings": (["train", "--config", "absent.yaml"], "absent.yaml"),
+    "no such images": (["train", "--data", "absent"], "absent"),
+    "missing option": (["generate"], "--bundle"),
+    "no such bundle": (["generate", "--bundle", "absent"], "absent"),
+    "no such run": (["export", "--checkpoint", "absent", "--out", "b"], "absent"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, named = MISTAKES[case]
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert named in said.err
+    assert "expected" in said.err
+
+
+@pytest.mark.parametrize("option", ["--node", "--leaf"])
+def test_a_node_that_is_not_in_the_tree(
+    option: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--bundle", str(bundle), option, "r0101010", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "r0101010" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_there_and_quick(command: str) -> None:
+    """Half a second of processor time: no torch, no matplotlib."""
+    code = (
+        "import sys, time; from treediffusion.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "print('processor', time.process_time())"
+    )
+    arguments = [command, "--help"] if command else ["--help"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - start < 10
+    assert "usage" in done.stdout
+    assert float(done.stdout.split()[-1]) < 0.5
