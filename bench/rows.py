@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 from cases.pair import Pair
 from goals_list import GOALS, Goal
 from interleave import Side
 
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
 SIDES = ("ours", "baseline")
 
 
-def rows_of(*areas: str) -> Iterator[object]:
+def rows_of(*areas: str) -> list[ParameterSet]:
     """Parameters (goal, side) of every goal of these areas that can be measured here."""
-    for goal in GOALS:
-        if goal.measure is not None and goal.name.partition("/")[0] in areas:
-            for side in SIDES:
-                yield pytest.param(goal, side, id=f"{goal.name}-{side}")
+    return [
+        pytest.param(goal, side, id=f"{goal.name}-{side}")
+        for goal in GOALS
+        if goal.measure is not None and goal.name.partition("/")[0] in areas
+        for side in SIDES
+    ]
 
 
 def side_of(goal: Goal, side: str) -> Side:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from .. import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .write_bundle import export_bundle
+    from .write_bundle import EXPORT_STEPS, export_bundle
 
-__all__ = ["export_bundle"]
+__all__ = ["EXPORT_STEPS", "export_bundle"]
 
 
 def __getattr__(name: str) -> object:

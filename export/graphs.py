@@ -26,6 +26,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion
 from ..nn.gaussians import sample
 from ..nn.tree_vae import TreeVAE
+from .fold import fold
 
 
 class Assign(nn.Module):
@@ -161,7 +162,7 @@ def on_cpu(model: TreeDiffusion) -> TreeDiffusion:
 
 def make_graphs(model: TreeDiffusion) -> dict[str, Graph]:
     """The graphs by role, of a model that is `on_cpu`."""
-    tree, denoiser = model.tree, model.denoiser
+    tree, denoiser = fold(model.tree), model.denoiser
     modules: dict[str, nn.Module] = {
         "assign": Assign(tree),
         "path": Path(tree),

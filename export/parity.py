@@ -95,7 +95,9 @@ def _feeds(graph: Graph, bundle: Bundle, table: DDIMTable) -> list[dict[str, NDA
                 rows = np.linspace(0, len(table.timestep) - 1, batch)
                 feed[spec.name] = rows.astype(np.int64)
             elif spec.name == "images":
-                feed[spec.name] = generator.random(shape, np.float32)
+                pixels = generator.random(shape, np.float32)
+                # Black and white, too: images that decide a router as firmly as any can.
+                feed[spec.name] = pixels.round() if batch == max(BATCHES) else pixels
             else:
                 feed[spec.name] = generator.standard_normal(shape, np.float32)
         feeds.append(feed)

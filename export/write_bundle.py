@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..progress import Progress
 
 GRAPHS = "graphs/onnx-fp32"
+EXPORT_STEPS = 7
+"""By how much an export advances its progress: a graph each, and the proof."""
 
 
 def export_bundle(model: TreeDiffusion, out: Path, *, progress: Progress | None = None) -> Path:
@@ -31,7 +33,7 @@ def export_bundle(model: TreeDiffusion, out: Path, *, progress: Progress | None 
     Args:
         model: on any device; it is left as it is.
         out: the folder; an older bundle there is replaced.
-        progress: advanced by 1 for each graph and 1 for the proof, 7 in all.
+        progress: advanced by `EXPORT_STEPS` in all.
 
     Returns:
         The folder.

@@ -72,7 +72,8 @@ def _dense(x: Tensor, weight: Tensor, taps: Tensor, out_size: int) -> Tensor:
     # A product with zeros and ones instead of an index: its gradient is a product, too.
     matrix = weight.flatten(3) @ taps.flatten(1)  # [N, C, D, P*Q]
     matrix = matrix.view(nodes, channels, out_channels, size * size, out_size * out_size)
-    matrix = matrix.transpose(2, 3).reshape(nodes, channels * size * size, -1)  # [N, C*P, D*Q]
+    columns = out_channels * out_size * out_size
+    matrix = matrix.transpose(2, 3).reshape(nodes, channels * size * size, columns)
     y = torch.bmm(x.flatten(2).transpose(0, 1), matrix)  # [N, B, D*Q]
     return y.transpose(0, 1).reshape(batch, nodes, out_channels, out_size, out_size)
 

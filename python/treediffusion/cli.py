@@ -87,12 +87,12 @@ class Export:
 
     def run(self) -> int:
         """Exports and checks."""
-        from .export import export_bundle
+        from .export import EXPORT_STEPS, export_bundle
         from .progress import Progress
         from .train.run import load_run
 
         model = load_run(self.checkpoint)
-        with Progress(1, "exporting") as progress:
+        with Progress(EXPORT_STEPS, "exporting") as progress:
             path = export_bundle(model, self.out, progress=progress)
         print(f"{path}: exported and compared with PyTorch")
         print(f"next: treediffusion generate --bundle {path} --num-images 16 --seed 7")
@@ -132,7 +132,7 @@ class Generate:
             if self.leaf is not None and self.leaf not in engine.topology.leaf_names:
                 names = ", ".join(engine.topology.leaf_names)
                 raise ConfigError("--leaf", got=repr(self.leaf), expected=f"one of {names}")
-            with Progress(1, "generating") as progress:
+            with Progress(self.num_images, "generating") as progress:
                 made = engine.generate(
                     self.num_images,
                     node=self.leaf or self.node,

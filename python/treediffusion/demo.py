@@ -14,7 +14,7 @@ from .config import load_preset
 from .data import load_images
 from .evaluate.clustering import accuracy, nmi
 from .evaluate.report import write_report
-from .export import export_bundle
+from .export import EXPORT_STEPS, export_bundle
 from .progress import Progress
 from .runtime import Engine
 from .train.run import HISTORY, train
@@ -32,7 +32,7 @@ def demo(out: Path, *, seed: int = 0) -> str:
     data = load_images(config.data)
     print(f"{len(data.images)} images of 8x8 pixels, labels set aside; grow a tree, learn to draw")
     model = train(config, out)
-    with Progress(1, "exporting") as progress:
+    with Progress(EXPORT_STEPS, "exporting") as progress:
         bundle = export_bundle(model, out / "bundle", progress=progress)
     history = json.loads((out / HISTORY).read_text("utf-8"))
     assert data.labels is not None

@@ -177,7 +177,9 @@ class NodeStack(nn.Module):
 
         The sum over the path of the log-probability of the turn taken, as one product.
         """
-        return F.logsigmoid(logit) @ self.edge_left + F.logsigmoid(-logit) @ self.edge_right
+        # -softplus(-x) and not logsigmoid(x), which ONNX knows only as log(sigmoid(x)): that is
+        # -inf for a decided router, and -inf times an edge that is not there is not a number.
+        return -(F.softplus(-logit) @ self.edge_left + F.softplus(logit) @ self.edge_right)
 
     def decode(self, z: Tensor) -> Tensor:
         """z: [B, N, Z, R, R] -> [B, L, C, H, W], each leaf's image from its own sample."""
