@@ -100,6 +100,8 @@ class TreeConfig(Section):
     """Largest weight the KL terms reach. Below 1 the leaves keep more of what they found."""
     phases: TreePhases = TreePhases()
     """Epochs of each phase."""
+    restarts: Count = 1
+    """Trees to train side by side, from different seeds; the one with the best ELBO is kept."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Two views of each image, and what they must agree on."""
 

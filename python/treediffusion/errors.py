@@ -58,6 +58,10 @@ class CheckpointError(TreeDiffusionError, OSError):
     """A checkpoint that cannot be read or written."""
 
 
+class TrainingError(TreeDiffusionError, RuntimeError):
+    """A training that cannot go on."""
+
+
 class DependencyError(TreeDiffusionError, ImportError):
     """An optional package that is not installed."""
 

@@ -1,6 +1,6 @@
 """Every random number of a generated image, as a pure function of where it is used.
 
-    words   Philox4x64-10, key = (seed, image), counter = (block, step, stream, 0)
+    words   Philox4x64-10, key = (seed, image), counter = (block, step, stream, draw)
     normal  Box-Muller, (r cos a, r sin a) with r = sqrt(-2 ln u), in float32
 
 The words are those of ``numpy.random.Philox(key=..., counter=...)``, which counts up before its
@@ -63,9 +63,11 @@ class Stream(IntEnum):
     """Noise added by a denoising step with eta > 0; `step` is its number."""
     DROPOUT = 5
     """Dropped units."""
+    CHOICE = 6
+    """Which of several draws of the latents is kept; `step` is the node they are to reach."""
 
 
-def words(seed: int, image: int, stream: Stream, step: int, count: int) -> Words:
+def words(seed: int, image: int, stream: Stream, step: int, count: int, *, draw: int = 0) -> Words:
     """The first `count` words of one sequence.
 
     Args:
@@ -74,6 +76,7 @@ def words(seed: int, image: int, stream: Stream, step: int, count: int) -> Words
         stream: third word of the counter, what the draw is for.
         step: second word of the counter, the step or node.
         count: how many; more only adds words behind.
+        draw: fourth word of the counter, where the same thing is drawn several times.
 
     Returns:
         [count] uint64.
@@ -82,7 +85,7 @@ def words(seed: int, image: int, stream: Stream, step: int, count: int) -> Words
         ConfigError: a number that is not an integer in [0, 2^64), or not a stream.
     """
     key = [_natural("seed", seed), _natural("image", image)]
-    counter = [0, _natural("step", step), _stream(stream), 0]
+    counter = [0, _natural("step", step), _stream(stream), _natural("draw", draw)]
     # Lists would pass through float64 and lose the low bits of large values.
     generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
     drawn: Words = generator.random_raw(_natural("count", count))
@@ -124,6 +127,7 @@ def normal(
     *,
     stream: Stream,
     step: int = 0,
+    draw: int = 0,
 ) -> Floats:
     """Standard normals for a batch; an image's are the same alone and in any batch.
 
@@ -133,6 +137,7 @@ def normal(
         shape: of one image's noise.
         stream: what the draw is for.
         step: the step or node it is for.
+        draw: which of several draws of the same thing.
 
     Returns:
         [B, *shape] float32.
@@ -143,7 +148,7 @@ def normal(
     """
     sides = _naturals("shape", shape)
     count = math.prod(sides)
-    drawn = _draw(seed, images, stream=stream, step=step, count=(count + 1) // 2)
+    drawn = _draw(seed, images, stream=stream, step=step, count=(count + 1) // 2, draw=draw)
     flat = normals_from_words(drawn)[:, :count]
     return np.ascontiguousarray(flat.reshape(len(drawn), *sides))
 
@@ -169,7 +174,13 @@ def uniform(
 
 
 def _draw(
-    seed: int | Sequence[int], images: Sequence[int], *, stream: Stream, step: int, count: int
+    seed: int | Sequence[int],
+    images: Sequence[int],
+    *,
+    stream: Stream,
+    step: int,
+    count: int,
+    draw: int = 0,
 ) -> Words:
     """[B, count] words; a row is `words` of that image."""
     indices = _naturals("images", images)
@@ -185,7 +196,7 @@ def _draw(
         )
     drawn = np.empty((len(indices), count), np.uint64)
     for row, own_seed, image in zip(drawn, seeds, indices, strict=True):
-        row[:] = words(own_seed, image, stream, step, count)
+        row[:] = words(own_seed, image, stream, step, count, draw=draw)
     return drawn
 
 

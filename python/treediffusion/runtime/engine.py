@@ -149,7 +149,7 @@ class Engine:
 
         Args:
             num_images: n.
-            node: only leaves below it; 'r' is the whole tree.
+            node: only leaves below it, with latents that lead there; 'r' is the whole tree.
             seed: of everything random.
             offset: index of the first image, so that a long run can be cut into calls.
             num_inference_steps: denoising steps; the bundle's own number if None.
@@ -166,7 +166,7 @@ class Engine:
         table = self._table(num_inference_steps, spacing, eta)
 
         def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._prior(seed, images)
+            z, p_left = self._prior(seed, images, node)
             leaf = route(self.topology, p_left, seed=seed, images=images, node=node)
             cond = self._sampler.condition(z, leaf)
             x = self._sampler.denoise(cond, table, seed=seed, images=images)
@@ -188,16 +188,17 @@ class Engine:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> Sheet:
-        """Draws every leaf's image of the same latents and the same noise.
+        """Draws every leaf's image of the same root and the same noise.
 
-        Row i, leaf l is the image that `generate` draws for image i and that leaf's name; the
-        arguments are its own.
+        Row i has the latents of the image i that `generate` draws of the whole tree, and for that
+        image's leaf it is that image. In the other leaves it is what would have been, had every
+        router turned another way, however improbable. The arguments are those of `generate`.
         """
         table = self._table(num_inference_steps, spacing, eta)
         leaves = self.topology.num_leaves
 
         def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._prior(seed, images)
+            z, p_left = self._sampler.prior(seed, images)
             row = np.repeat(np.arange(len(images)), leaves)
             leaf = np.tile(np.arange(leaves, dtype=np.int64), len(images))
             cond = self._sampler.condition(z[row], leaf)
@@ -214,7 +215,7 @@ class Engine:
         """TreeVAE's own images of the latents that `sheet` has for the same seed."""
 
         def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._prior(seed, images)
+            z, p_left = self._sampler.prior(seed, images)
             decoded = self._sampler.call("decode", {"z": z})["images"]
             return to_uint8(decoded, UNIT), leaf_probabilities(self.topology, p_left)
 
@@ -294,10 +295,10 @@ class Engine:
         pixels, chosen, leaf_prob = _collect(one, batches, progress)
         return Generation(pixels, chosen, leaf_prob, tree.leaf_names, int(seed), 0)
 
-    def _prior(self, seed: int, images: range) -> tuple[Floats, Floats]:
-        noise = self._sampler.latent_noise(seed, images)
-        found = self._sampler.call("path", {"noise": noise})
-        return found["z"], found["p_left"]
+    def _prior(self, seed: int, images: range, node: str) -> tuple[Floats, Floats]:
+        if node == self.topology.names[TreeTopology.ROOT]:
+            return self._sampler.prior(seed, images)
+        return self._sampler.prior_through(node, seed, images)
 
     def _bytes(self, x: Floats) -> Bytes:
         return to_uint8(x, self._bundle.pixel_range)

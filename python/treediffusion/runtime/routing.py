@@ -40,6 +40,29 @@ def leaf_probabilities(topology: TreeTopology, p_left: Floats) -> Floats:
     return reach[:, topology.leaves].astype(np.float32)
 
 
+def node_probability(topology: TreeTopology, p_left: Floats, node: str) -> NDArray[np.float64]:
+    """[B] probability of reaching a node; p_left: [B, I] of "left" at each router."""
+    below = topology.leaves_below(node)
+    reach: NDArray[np.float64] = leaf_probabilities(topology, p_left)[:, below].sum(
+        axis=1, dtype=np.float64
+    )
+    return reach
+
+
+def choose(weight: NDArray[np.float64], u: Floats) -> Ints:
+    """[B] positions, each with probability proportional to its weight.
+
+    Args:
+        weight: [B, K] at least 0; a row of zeros chooses its first.
+        u: [B] in (0, 1).
+    """
+    edges = np.cumsum(weight, axis=1)
+    passed = edges <= u.astype(np.float64)[:, None] * edges[:, -1:]
+    chosen = np.where(edges[:, -1] > 0, passed.sum(axis=1), 0)
+    kept: Ints = np.minimum(chosen, weight.shape[1] - 1).astype(np.int64)
+    return kept
+
+
 def turn_probabilities(topology: TreeTopology, leaf_prob: Floats) -> Floats:
     """The inverse of `leaf_probabilities`; a router that is never reached gets 1/2.
 

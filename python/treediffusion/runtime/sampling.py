@@ -14,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..noise import Stream, normal
+from ..noise import Stream, normal, uniform
 from ..schedule import DDIMTable
 from .backends import Backend
+from .routing import choose, node_probability
+
+CANDIDATES = 32
+"""Draws of the latents from which one that reaches a node is chosen."""
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -56,13 +60,43 @@ class Sampler:
             parts.append(self.backend.run(graph, whole | cut))
         return {name: np.concatenate([p[name] for p in parts])[:total] for name in parts[0]}
 
-    def latent_noise(self, seed: int, images: Sequence[int]) -> Floats:
+    def latent_noise(self, seed: int, images: Sequence[int], *, draw: int = 0) -> Floats:
         """[B, N, Z, R, R]: the root's from its own stream, the other rows' by their number."""
         shape, nodes = self.bundle.latent_shape, self.bundle.topology.num_nodes
-        rows = [normal(seed, images, shape, stream=Stream.ROOT)]
+        rows = [normal(seed, images, shape, stream=Stream.ROOT, draw=draw)]
         for row in range(1, nodes):
-            rows.append(normal(seed, images, shape, stream=Stream.NODE, step=row))
+            rows.append(normal(seed, images, shape, stream=Stream.NODE, step=row, draw=draw))
         return np.stack(rows, axis=1)
+
+    def prior(self, seed: int, images: Sequence[int], *, draw: int = 0) -> tuple[Floats, Floats]:
+        """Samples of the tree's prior: z [B, N, Z, R, R], and p_left [B, I] at its routers."""
+        found = self.call("path", {"noise": self.latent_noise(seed, images, draw=draw)})
+        return found["z"], found["p_left"]
+
+    def prior_through(self, node: str, seed: int, images: Sequence[int]) -> tuple[Floats, Floats]:
+        """Samples of the prior given that the path passes a node.
+
+        p(z | node) is proportional to p(node | z) p(z). Of `CANDIDATES` samples of p(z), one is
+        kept with probability proportional to its p(node | z): latents that would hardly ever reach
+        the node are hardly ever kept. Exact as candidates grow in number; good where the node's
+        probability is not far below 1 / CANDIDATES.
+
+        Args:
+            node: its name.
+            seed: of the candidates and of the choice.
+            images: [B] each image's own index.
+
+        Returns:
+            z [B, N, Z, R, R] and p_left [B, I].
+        """
+        tree = self.bundle.topology
+        drawn = [self.prior(seed, images, draw=k) for k in range(CANDIDATES)]
+        reach = np.stack([node_probability(tree, p_left, node) for _, p_left in drawn], axis=1)
+        u = uniform(seed, images, stream=Stream.CHOICE, step=tree.row(node))
+        kept = choose(reach, u)
+        rows = np.arange(len(kept))
+        z, p_left = (np.stack(candidates)[kept, rows] for candidates in zip(*drawn, strict=True))
+        return z, p_left
 
     def condition(self, z: Floats, leaf: NDArray[np.int64]) -> Floats:
         """The denoiser's condition of images in their leaves.

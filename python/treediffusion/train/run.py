@@ -1,7 +1,7 @@
 """A run: a folder with its settings, one checkpoint per stage, and what was measured.
 
 config.json             resolved settings; the same command continues the run
-tree.safetensors        the tree's training state
+tree.safetensors        the tree's training state; of several restarts, the best one's
 tree.json               the finished tree, readable
 diffusion.safetensors   the denoiser's training state
 training.json           what the training saw: ELBO terms per phase, diffusion loss
@@ -20,16 +20,18 @@ from ..config import Config, parse_config
 from ..data import ImageSet, load_images, to_float
 from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
-from ..files import write_json, write_text
+from ..files import write_atomic, write_json, write_text
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
 from ..topology import TreeTopology
 from . import checkpoint
 from .diffusion_stage import DiffusionStage
 from .plan import diffusion_cost, tree_cost
+from .restarts import train_trees
 from .tree_stage import TreeStage
 
 CONFIG, TREE, DIFFUSION = "config.json", "tree.safetensors", "diffusion.safetensors"
+RESTART = "tree-{}.safetensors"
 TOPOLOGY, HISTORY = "tree.json", "training.json"
 
 
@@ -56,9 +58,8 @@ def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
     images = images.to(device)
     total = tree_cost(config.tree, len(images)) + diffusion_cost(config.diffusion, images.shape[-1])
     with Progress(total, "training", quiet=quiet) as progress:
-        torch.manual_seed(config.seed)
-        stage = TreeStage(images, config.tree, run / TREE, progress)
-        tree = stage.run()
+        stage = _train_tree(images, config, run, progress)
+        tree = stage.tree
         write_text(run / TOPOLOGY, tree.topology.to_json())
         torch.manual_seed(config.seed + 1)
         second = DiffusionStage(
@@ -68,6 +69,19 @@ def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
     write_json(run / HISTORY, {"tree": stage.state.history, "diffusion": second.state.history})
     share = np.array(stage.state.node_share)
     return TreeDiffusion(config, tree, denoiser, share, data.fingerprint)
+
+
+def _train_tree(images: Tensor, config: Config, run: Path, progress: Progress) -> TreeStage:
+    """The tree's stage; of several restarts the best becomes the run's checkpoint."""
+    if config.tree.restarts == 1 or (run / TREE).exists():
+        torch.manual_seed(config.seed)
+        stage = TreeStage(images, config.tree, run / TREE, progress)
+        stage.run()
+        return stage
+    paths = [run / RESTART.format(number) for number in range(config.tree.restarts)]
+    best = train_trees(images, config, paths, progress)
+    write_atomic(run / TREE, lambda file: file.write(best.path.read_bytes()))
+    return best
 
 
 def load_run(run: Path) -> TreeDiffusion:

@@ -128,8 +128,8 @@ class TreeStage:
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._optimizer.step()
+                self._report(min(self.config.batch_size, len(data)))
             self.state.epoch += 1
-            self._report(len(data))
             if time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
                 self._save()
                 saved = time.monotonic()
@@ -315,5 +315,5 @@ class TreeStage:
         where = f"{phase.kind} of {phase.leaf}" if phase.leaf else phase.kind
         self.progress.advance(
             cost,
-            f"tree of {leaves} leaves, {where} {self.state.epoch}/{self._epochs(phase)}",
+            f"tree of {leaves} leaves, {where} {self.state.epoch + 1}/{self._epochs(phase)}",
         )
