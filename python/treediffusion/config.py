@@ -87,9 +87,8 @@ class TreeConfig(Section):
     """Adam."""
     learning_rate_schedule: Literal["step", "cosine"] = "step"
     """step: a tenth every 100 epochs, as published. cosine: to zero within each phase."""
-    finetuning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the learning rate in intermediate and final phases. Below 1, leaves that growth
-    found survive the joint training."""
+    final_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the learning rate in the final phase. Below 1, leaves survive it that would not."""
     weight_decay: NonNegative = 1e-5
     """L2, inside Adam."""
     kl_start: Fraction = 0.0

@@ -31,6 +31,9 @@ SHEET_ROOTS = 8
 GALLERY_IMAGES = 12
 TREE_IMAGES = 4
 SAMPLES = 100
+ASSIGNED_PER_DRAWN = 30
+"""Images that are assigned in about the time in which one is drawn, for the progress bar."""
+CHUNK = 500
 
 UInt8Array = NDArray[np.uint8]
 
@@ -59,8 +62,9 @@ def write_report(
     """
     tree = engine.topology
     images = SHEET_ROOTS * tree.num_leaves + GALLERY_IMAGES * tree.num_leaves + SAMPLES
-    with Progress(images, "drawing", quiet=quiet) as progress:
-        leaf_prob = engine.assign(data.images)
+    assigning = len(data.images) / ASSIGNED_PER_DRAWN
+    with Progress(images + assigning, "drawing", quiet=quiet) as progress:
+        leaf_prob = _assign(engine, data.images, progress)
         sheet = engine.sheet(SHEET_ROOTS, seed=seed)
         progress.advance(SHEET_ROOTS * tree.num_leaves, "every leaf from the same roots")
         gallery = []
@@ -101,6 +105,15 @@ def write_report(
     metrics |= extra or {}
     write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _assign(engine: Engine, images: UInt8Array, progress: Progress) -> NDArray[np.float32]:
+    """[n, L] leaf probabilities."""
+    found = []
+    for start in range(0, len(images), CHUNK):
+        found.append(engine.assign(images[start : start + CHUNK]))
+        progress.advance(len(found[-1]) / ASSIGNED_PER_DRAWN, "assigning images to leaves")
+    return np.concatenate(found)
 
 
 def node_share(tree: TreeTopology, leaf: NDArray[np.intp]) -> NDArray[np.float64]:

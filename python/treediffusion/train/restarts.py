@@ -73,7 +73,7 @@ def _side_by_side(config: Config, paths: list[Path], progress: Progress | None) 
                     f"tree {number}",
                     got=f"a process that ended with code {worker.exitcode}",
                     expected="0",
-                    hint="repeat the command to continue, with --tree.restarts 1 if memory is short",
+                    hint="repeat the command to continue; was there enough memory?",
                 )
     finally:
         for worker in workers:

@@ -186,8 +186,8 @@ class TreeStage:
 
     def _set_learning_rate(self, epochs: int) -> None:
         epoch, rate = self.state.epoch, self.config.learning_rate
-        if self.state.phase.kind in {"intermediate", "final"}:
-            rate *= self.config.finetuning_rate
+        if self.state.phase.kind == "final":
+            rate *= self.config.final_rate
         if self.config.learning_rate_schedule == "step":
             rate *= 0.1 ** (epoch // 100)
         else:
