@@ -7,7 +7,9 @@ times the largest value where that exceeds 1. What differs is rounding; its size
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ SEED = 2024
 BATCHES = (1, 5)
 STEPS, IMAGES = 50, 4
 GRAPH_LIMIT, GENERATION_LIMIT = 1e-4, 1e-3
+ROUNDING_FACTOR = 4.0
+"""Times PyTorch's own rounding that a generation may be off, where that is more than the limit."""
 
 
 def check(folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph]) -> dict[str, Any]:
@@ -130,11 +134,17 @@ def _generation(model: TreeDiffusion, sampler: Sampler, table: DDIMTable) -> dic
     leaf = np.arange(IMAGES, dtype=np.int64) % bundle.topology.num_leaves
     noise = sampler.latent_noise(SEED, images)
     start = normal(SEED, images, bundle.image_shape, stream=Stream.START)
-    expected = _reference(model, noise, bundle.topology.paths[leaf].astype(np.int64), start, table)
+    nodes = bundle.topology.paths[leaf].astype(np.int64)
+    expected = _reference(model, noise, nodes, start, table)
     z = sampler.call("path", {"noise": noise})["z"]
     found = sampler.denoise(sampler.condition(z, leaf), table, seed=SEED, images=images)
     error, _ = _difference(found, expected)
-    _limit("generation", error, GENERATION_LIMIT)
+    limit = GENERATION_LIMIT
+    if error > limit:
+        # A network that is hardly trained magnifies rounding in every step: 1e-7 in PyTorch, too.
+        exact = _reference(_double(model), noise.astype(float), nodes, start.astype(float), table)
+        limit = max(limit, ROUNDING_FACTOR * _difference(expected, exact)[0])
+    _limit("generation", error, limit)
     ours, theirs = (
         to_uint8(values, bundle.pixel_range).astype(np.int16) for values in (found, expected)
     )
@@ -143,20 +153,27 @@ def _generation(model: TreeDiffusion, sampler: Sampler, table: DDIMTable) -> dic
         "steps": len(table.timestep),
         "leaves": [bundle.topology.leaf_names[i] for i in leaf],
         "max_abs_error": error,
+        "max_abs_error_allowed": limit,
         "uint8_max_difference": int(apart.max()),
         "uint8_different": int(np.count_nonzero(apart)),
         "uint8_total": int(apart.size),
     }
 
 
+def _double(model: TreeDiffusion) -> TreeDiffusion:
+    """A copy in float64."""
+    tree, denoiser = copy.deepcopy(model.tree), copy.deepcopy(model.denoiser)
+    return replace(model, tree=tree.double(), denoiser=denoiser.double())
+
+
 @torch.no_grad()
 def _reference(
     model: TreeDiffusion,
-    noise: NDArray[np.float32],
+    noise: NDArray[Any],
     nodes: NDArray[np.int64],
-    start: NDArray[np.float32],
+    start: NDArray[Any],
     table: DDIMTable,
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """The same by PyTorch's own sampler, which embeds timesteps and updates by itself.
 
     Args:
@@ -167,13 +184,13 @@ def _reference(
         table: the steps.
 
     Returns:
-        [B, C, H, W] float32.
+        [B, C, H, W], in the model's precision.
     """
     z = model.tree.generate(torch.from_numpy(noise)).z.flatten(2)
     rows = torch.from_numpy(nodes)
     z_path = z[torch.arange(len(z))[:, None], rows]
     y = model.denoiser.condition(z_path, rows)
-    images: NDArray[np.float32] = sample(model.denoiser, y, torch.from_numpy(start), table).numpy()
+    images: NDArray[Any] = sample(model.denoiser, y, torch.from_numpy(start), table).numpy()
     return images
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +121,34 @@ def test_a_node_gives_its_own_leaves(engine: Engine, node: str) -> None:
     assert all(drawn.leaf_names[leaf].startswith(node) for leaf in drawn.leaf)
 
 
-def test_latents_of_a_node_lead_there(engine: Engine) -> None:
-    """Chosen among many, so the node is likelier than for latents of the whole tree."""
-    node = min(IRREGULAR.leaf_names, key=lambda name: share(engine, name, node="r"))
-    assert share(engine, node, node=node) > 2 * share(engine, node, node="r")
+class DecidedByTheRoot:
+    """A back end whose every router goes left where the root's first number is above 1."""
+
+    bucket = 1
+
+    def run(self, graph: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        noise = feeds["noise"]
+        left = (noise[:, 0, 0, 0, 0] > 1).astype(np.float32)
+        return {"z": noise, "p_left": np.tile(left[:, None], len(IRREGULAR.routers))}
+
+    def close(self) -> None: ...
 
 
-def share(engine: Engine, leaf: str, *, node: str) -> float:
-    """Mean probability of a leaf given latents that were drawn for a node."""
-    drawn = engine.generate(40, node=node, seed=9, num_inference_steps=1)
-    return float(drawn.leaf_prob[:, IRREGULAR.leaf_names.index(leaf)].mean())
+def test_latents_of_a_node_lead_there() -> None:
+    """One root in six turns left; of the roots drawn for the left child, practically all do."""
+    sampler = Sampler(Bundle.open(tiny_bundle()), DecidedByTheRoot())
+    left, right = IRREGULAR.names[1:3]
+    images = range(100)
+    whole = sampler.prior(0, images)[0][:, 0, 0, 0, 0]
+    assert 5 <= (whole > 1).sum() <= 30
+    assert (sampler.prior_through(left, 0, images)[0][:, 0, 0, 0, 0] > 1).mean() > 0.95
+    assert (sampler.prior_through(right, 0, images)[0][:, 0, 0, 0, 0] <= 1).all()
+
+
+def test_a_node_keeps_its_images_in_any_batch() -> None:
+    sampler = Sampler(Bundle.open(tiny_bundle()), DecidedByTheRoot())
+    whole = sampler.prior_through("r0", 3, range(6))[0]
+    assert np.array_equal(whole[4:5], sampler.prior_through("r0", 3, range(4, 5))[0])
 
 
 def test_choices_follow_the_weights() -> None:

@@ -175,13 +175,21 @@ def test_words_are_philox_blocks_counted_from_one(
 
 
 def test_streams_keep_their_numbers() -> None:
-    names = ["ROOT", "NODE", "ROUTE", "START", "STEP", "DROPOUT"]
+    names = ["ROOT", "NODE", "ROUTE", "START", "STEP", "DROPOUT", "CHOICE"]
     assert {stream.name: int(stream) for stream in Stream} == {n: i for i, n in enumerate(names)}
 
 
 def test_draws_equal_the_golden_file() -> None:
     """A change here changes every image anybody ever made from a seed."""
     assert record() == json.loads(GOLDEN.read_text("utf-8"))
+
+
+def test_draws_of_the_same_thing_differ() -> None:
+    """The first is the one without a number, so that numbering changed no image."""
+    shape, stream = (4, 3), Stream.ROOT
+    first, second = (noise.normal(1, [5], shape, stream=stream, draw=k) for k in range(2))
+    assert np.array_equal(first, noise.normal(1, [5], shape, stream=stream))
+    assert not np.isin(second, first).any()
 
 
 def test_transform_equals_the_standard_bit_for_bit() -> None:
@@ -356,7 +364,7 @@ def test_a_number_of_images_is_not_a_list_of_them() -> None:
 
 
 def test_unknown_streams_are_refused() -> None:
-    stream: Any = 6
+    stream: Any = 7
     with pytest.raises(ConfigError) as caught:
         noise.words(0, 0, stream, 0, 1)
     assert caught.value.name == "stream"
