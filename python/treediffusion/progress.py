@@ -69,6 +69,11 @@ class Progress:
         self._display.stop()
 
     @property
+    def done(self) -> float:
+        """Work done so far, in the unit of the total."""
+        return self._done
+
+    @property
     def fraction(self) -> float:
         """Done part of the plan, from 0 to 1."""
         return min(1.0, self._done / self._total) if self._total > 0 else 1.0

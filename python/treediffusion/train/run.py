@@ -61,6 +61,8 @@ def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
         stage = _train_tree(images, config, run, progress)
         tree = stage.tree
         write_text(run / TOPOLOGY, tree.topology.to_json())
+        # What growing cost is known by now, whatever was planned.
+        progress.extend(progress.done + diffusion_cost(config.diffusion, images.shape[-1]))
         torch.manual_seed(config.seed + 1)
         second = DiffusionStage(
             images, tree, config.diffusion, run / DIFFUSION, seed=config.seed, progress=progress
