@@ -15,7 +15,7 @@ demo: $(VENV)/.installed ## a tree and a diffusion model of small digits, on the
 	$(BIN)/treediffusion demo
 
 test: $(VENV)/.installed-dev ## all tests, with the coverage
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev ## rules and formatting
 	$(BIN)/ruff check .
