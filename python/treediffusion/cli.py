@@ -69,7 +69,7 @@ class Train:
         """Trains and says what to do next."""
         from .train.run import train
 
-        out = self.out or Path("runs") / self.settings.preset
+        out = self.out or Path("runs") / (self.settings.preset or "run")
         model = train(self.settings, out)
         print(f"{out}: {model.tree.topology.num_leaves} leaves, trained")
         print(f"next: treediffusion-export --checkpoint {out} --out {out / 'bundle'}")

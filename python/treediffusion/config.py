@@ -181,8 +181,8 @@ class SamplingConfig(Section):
 class Config(Section):
     """Everything a run depends on, besides the images themselves."""
 
-    preset: str = "mnist-paper"
-    """The preset these settings began as."""
+    preset: str = ""
+    """The preset these settings began as; empty for none."""
     data: str = "digits"
     """`digits`, or a folder of idx files or images, or an .npy/.npz file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -228,7 +228,7 @@ def load_config(path: Path) -> Config:
     if not isinstance(settings, dict):
         raise ConfigError(str(path), got=type(settings).__name__, expected="settings by name")
     base: dict[str, Any] = {}
-    if "preset" in settings:
+    if settings.get("preset"):
         base = load_preset(settings["preset"]).model_dump()
     return parse_config(_merge(base, settings), source=str(path))
 

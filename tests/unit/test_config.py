@@ -203,3 +203,12 @@ def test_every_setting_says_what_it_is(section: type[Section]) -> None:
     """The command line's help is made of these sentences."""
     for name, field in section.model_fields.items():
         assert field.description, f"{section.__name__}.{name}"
+
+
+def test_settings_without_a_preset_survive_a_file(tmp_path: Path) -> None:
+    """A stored configuration that began as no preset is read back as it was."""
+    path = written(tmp_path, "seed: 3\n")
+    config = load_config(path)
+    assert config.preset == ""
+    path.write_text(config.model_dump_json())
+    assert load_config(path) == config
