@@ -14,10 +14,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..kernels.stacked_conv.op import DENSE_PAIRS
-from ..nn.image_codec import LeafDecoders
-from ..nn.node_stack import Routers, Transformations
+from ..nn.codecs.chain import LeafDecoders
+from ..nn.node_stack import Heads, Routers, Transformations
 from ..nn.stacked import ALL, StackedConv, StackedConvTranspose, StackedLinear, StackedNorm
 from ..nn.tree_vae import BottomUp, TreeVAE
 
@@ -26,6 +27,7 @@ from ..nn.tree_vae import BottomUp, TreeVAE
 def fold(tree: TreeVAE) -> TreeVAE:
     """A copy of a tree in eval mode that computes the same with fewer operations."""
     tree = copy.deepcopy(tree).eval()
+    _settle(tree)
     size = tree.latent_size
     for module in tree.modules():
         if isinstance(module, Transformations):
@@ -33,8 +35,13 @@ def fold(tree: TreeVAE) -> TreeVAE:
             _replace(module, "head", size)
         elif isinstance(module, LeafDecoders):
             _fold_pairs(module.convs, module.norms, size)
+        elif isinstance(module, Heads):
+            _replace(module, "narrow", size)
+            if module.wide is not None:
+                _replace(module, "wide", size)
         elif isinstance(module, Routers):
-            _replace(module, "conv", size)
+            if module.conv is not None:
+                _replace(module, "conv", size)
             for place, (layer, norm) in enumerate(zip(module.hidden, module.norms, strict=True)):
                 module.hidden[place] = FoldedLinear(layer, norm)
                 module.norms[place] = Same()
@@ -45,9 +52,15 @@ def fold(tree: TreeVAE) -> TreeVAE:
                 for place in range(half):
                     layers[place] = FoldedConv(layers[place], layers[half + place], size)
                     layers[half + place] = Same()
-    _replace(tree.nodes, "heads", size)
     _replace(tree, "root_head", size)
     return tree
+
+
+def _settle(tree: TreeVAE) -> None:
+    """Weights that are worked out from others, by spectral norms, become plain ones."""
+    for module in tree.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
 
 
 def _replace(module: nn.Module, name: str, size: int) -> None:
@@ -109,6 +122,9 @@ class FoldedConv(nn.Module):
         self.out_channels, self.out_size = layer(probe).shape[2:4]
         scale, shift = _affine(norm, len(layer.weight), self.out_channels)
         self.layer = copy.deepcopy(layer)
+        if layer.bias is not None:
+            shift = shift + scale * layer.bias
+            self.layer.bias = None
         outputs_first = isinstance(layer, StackedConv)
         over_outputs = (
             scale[:, :, None] if outputs_first else scale[:, None]

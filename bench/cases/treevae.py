@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from cases.pair import Pair, prepare
 from support.node_by_node import NodeByNodeTreeVAE
-from torch import Tensor, nn
-from treediffusion.config import TreeConfig, load_preset
+from torch import Tensor
+from torch.optim import Optimizer
+from treediffusion.config import ContrastiveConfig, TreeConfig, load_preset
 from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
+from treediffusion.train.optimizer import make_adam
 
 GROWN = ("r0", "r1", "r00", "r01", "r10", "r11", "r000", "r110")
 """Nodes that were split, in order: 10 leaves at depths 3 and 4, mean 3.4, as trained trees have."""
@@ -29,13 +31,15 @@ class Setting:
 
     Attributes:
         tree: the settings.
-        image_size: H and W of grey images.
+        image_size: H and W.
         batch: images in a step.
+        image_channels: C.
     """
 
     tree: TreeConfig
     image_size: int
     batch: int
+    image_channels: int = 1
 
 
 def tiny() -> Setting:
@@ -44,9 +48,19 @@ def tiny() -> Setting:
     return Setting(config, image_size=8, batch=config.batch_size)
 
 
-def mnist() -> Setting:
-    """The published networks for MNIST, in a batch that two cores can bear."""
-    return Setting(TreeConfig(), image_size=28, batch=64)
+def mnist(batch: int) -> Setting:
+    """The published networks for MNIST, whose own batch is 256."""
+    return Setting(TreeConfig(), image_size=28, batch=batch)
+
+
+def cifar(batch: int) -> Setting:
+    """The published networks for CIFAR-10 and their ELBO, whose own batch is 256 views.
+
+    Without the contrastive terms, which both sides would have alike.
+    """
+    still = {"augmentation": "none", "contrastive": ContrastiveConfig()}
+    config = load_preset("paper-cifar10").tree.model_copy(update=still)
+    return Setting(config, image_size=32, batch=batch, image_channels=3)
 
 
 def ten_leaves() -> TreeTopology:
@@ -68,9 +82,13 @@ def step(setting: Setting) -> Pair:
         terms = tree_elbo(tree.nodes, found, images, likelihood=setting.tree.likelihood)
         return terms.loss(1.0)
 
+    rate, decay = setting.tree.learning_rate, setting.tree.weight_decay
     return Pair(
-        ours=_training(tree, our_loss, setting.tree),
-        baseline=_training(reference, lambda: reference.loss(images, noise, 1.0), setting.tree),
+        ours=_training(our_loss, make_adam(tree.parameters(), rate, weight_decay=decay)),
+        baseline=_training(
+            lambda: reference.loss(images, noise, 1.0),
+            torch.optim.Adam(reference.parameters(), rate, weight_decay=decay),
+        ),
     )
 
 
@@ -87,8 +105,43 @@ def assign(setting: Setting) -> Pair:
     )
 
 
+def draw(setting: Setting) -> Pair:
+    """Path latents of a batch for the denoiser: ours from cached maps, against a whole pass.
+
+    Both then draw a leaf for each image, and pick the latents on its path.
+    """
+    prepare()
+    tree, reference = _trees(setting)
+    tree.eval()
+    reference.eval()
+    images, noise = _inputs(tree, setting)
+    with torch.inference_mode():
+        features = tree.bottom_up(images)
+        leaf_prob = tree.assign(images).exp()
+    paths = torch.from_numpy(tree.topology.paths).long()
+    rows = torch.arange(len(images))[:, None]
+
+    def ours() -> Tensor:
+        z = tree.infer(features=features, noise=noise).nodes.z
+        leaf = torch.multinomial(leaf_prob, 1)[:, 0]
+        return z[rows, paths[leaf].clamp(min=0)]
+
+    def baseline() -> list[list[Tensor]]:
+        found = reference(images, noise)
+        names = tree.topology.leaf_names
+        prob = torch.stack([found.prob[name] for name in names], dim=1)
+        leaf = torch.multinomial(prob, 1)[:, 0].tolist()
+        return [
+            [found.z[names[k][: depth + 1]][row] for depth in range(len(names[k]))]
+            for row, k in enumerate(leaf)
+        ]
+
+    return Pair(ours=torch.inference_mode()(ours), baseline=torch.inference_mode()(baseline))
+
+
 def _trees(setting: Setting) -> tuple[TreeVAE, NodeByNodeTreeVAE]:
-    tree = TreeVAE(setting.tree, ten_leaves(), image_channels=1, image_size=setting.image_size)
+    channels, size = setting.image_channels, setting.image_size
+    tree = TreeVAE(setting.tree, ten_leaves(), image_channels=channels, image_size=size)
     return tree, NodeByNodeTreeVAE.from_stacked(tree)
 
 
@@ -98,13 +151,7 @@ def _inputs(tree: TreeVAE, setting: Setting) -> tuple[Tensor, Tensor]:
     return images, torch.randn(setting.batch, tree.topology.num_nodes, *tree.latent_shape)
 
 
-def _training(
-    model: nn.Module, loss: Callable[[], Tensor], config: TreeConfig
-) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
-
+def _training(loss: Callable[[], Tensor], optimizer: Optimizer) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss())

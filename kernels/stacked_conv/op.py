@@ -1,7 +1,8 @@
 """Convolutions of N nodes, each with its own weights, in one call.
 
-Two exact forms. A *grouped* convolution is the general one. On maps of a few pixels a convolution
-is a small dense matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero where no tap joins pixel p
+Three exact forms. A *grouped* convolution is the general one. *Apart*, one node after another, is
+faster for large maps on a CPU, and is in `apart`. On maps of a few pixels a convolution is a small
+*dense* matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero where no tap joins pixel p
 to pixel q; then all nodes are one batched matrix product. On 2x2 maps with a 3x3 kernel every pair
 of pixels is joined, so the dense form does 16 products where the padded convolution does 36.
 """
@@ -9,15 +10,39 @@ of pixels is joined, so the dense form does 16 products where the padded convolu
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pairs of pixels up to which the matrix is used. Measured on a CPU: at 576 pairs (4x4 to 6x6) it is
-# several times faster than a grouped convolution; at 9,604 (7x7 to 14x14) several times slower.
+from .apart import correlate
+
+# Pairs of pixels up to which the matrix is used where launches cost more than arithmetic.
 DENSE_PAIRS = 4096
+
+# On a CPU arithmetic counts, and the form is the fastest that was measured; see README.md.
+CPU_DENSE_PAIRS = 16  # always dense up to 2x2 -> 2x2
+CPU_DENSE_ENTRIES = 80_000  # of a node's matrix, where a channel count is odd
+CPU_VECTOR = 8  # channel counts that grouped convolutions are fast for are multiples of it
+
+Form = Literal["dense", "grouped", "apart"]
+
+
+def choose_form(
+    device: str, channels: int, out_channels: int, size: int, out_size: int, *, stride: int = 1
+) -> Form:
+    """The form of a convolution, from its sizes alone; `device` is a device's type."""
+    pairs = (size * out_size) ** 2
+    if device != "cpu":
+        return "dense" if pairs <= DENSE_PAIRS else "grouped"
+    if pairs <= CPU_DENSE_PAIRS:
+        return "dense"
+    aligned = channels % CPU_VECTOR == 0 and out_channels % CPU_VECTOR == 0
+    if not aligned and channels * out_channels * pairs <= CPU_DENSE_ENTRIES:
+        return "dense"
+    return "grouped" if stride > 1 or (aligned and pairs <= DENSE_PAIRS) else "apart"
 
 
 def stacked_conv(x: Tensor, weight: Tensor, *, padding: int) -> Tensor:
@@ -31,14 +56,18 @@ def stacked_conv(x: Tensor, weight: Tensor, *, padding: int) -> Tensor:
     Returns:
         [B, N, D, S', S'] float, S' = S + 2 padding - K + 1.
     """
-    batch, nodes, _, size, _ = x.shape
-    kernel = weight.shape[-1]
+    batch, nodes, channels, size, _ = x.shape
+    out_channels, kernel = weight.shape[1], weight.shape[-1]
     out_size = size + 2 * padding - kernel + 1
-    if (size * out_size) ** 2 <= DENSE_PAIRS:
+    form = choose_form(x.device.type, channels, out_channels, size, out_size)
+    if form == "dense":
         taps = _conv_taps(size, out_size, kernel, padding, x.dtype, x.device)
-        return _dense(x, weight.transpose(1, 2), taps, out_size)
+        matrix = _times_taps(weight, taps).permute(0, 2, 3, 1, 4)
+        return _dense(x, matrix, out_size)
+    if form == "apart" and padding < kernel:
+        return correlate(x, weight, padding=padding)
     y = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), padding=padding, groups=nodes)
-    return y.view(batch, nodes, -1, out_size, out_size)
+    return y.view(batch, nodes, out_channels, out_size, out_size)
 
 
 def stacked_conv_transpose(x: Tensor, weight: Tensor, *, stride: int, padding: int) -> Tensor:
@@ -53,27 +82,37 @@ def stacked_conv_transpose(x: Tensor, weight: Tensor, *, stride: int, padding: i
     Returns:
         [B, N, D, S', S'] float, S' = stride (S - 1) + K - 2 padding.
     """
-    batch, nodes, _, size, _ = x.shape
-    kernel = weight.shape[-1]
+    batch, nodes, channels, size, _ = x.shape
+    out_channels, kernel = weight.shape[2], weight.shape[-1]
     out_size = stride * (size - 1) + kernel - 2 * padding
-    if (size * out_size) ** 2 <= DENSE_PAIRS:
+    form = choose_form(x.device.type, channels, out_channels, size, out_size, stride=stride)
+    if form == "dense":
         taps = _transpose_taps(size, out_size, kernel, stride, padding, x.dtype, x.device)
-        return _dense(x, weight, taps, out_size)
+        matrix = _times_taps(weight, taps).transpose(2, 3)
+        return _dense(x, matrix, out_size)
+    if form == "apart" and padding < kernel:
+        # At stride 1 it is a convolution with the kernel turned round.
+        turned = weight.flip(3, 4).transpose(1, 2)
+        return correlate(x, turned, padding=kernel - 1 - padding)
     y = F.conv_transpose2d(
         x.flatten(1, 2), weight.flatten(0, 1), stride=stride, padding=padding, groups=nodes
     )
-    return y.view(batch, nodes, -1, out_size, out_size)
+    return y.view(batch, nodes, out_channels, out_size, out_size)
 
 
-def _dense(x: Tensor, weight: Tensor, taps: Tensor, out_size: int) -> Tensor:
-    """The batched product; weight: [N, C, D, K, K], taps: [K*K, P, Q] zeros and ones."""
-    batch, nodes, channels, size, _ = x.shape
-    out_channels = weight.shape[2]
-    # A product with zeros and ones instead of an index: its gradient is a product, too.
-    matrix = weight.flatten(3) @ taps.flatten(1)  # [N, C, D, P*Q]
-    matrix = matrix.view(nodes, channels, out_channels, size * size, out_size * out_size)
-    columns = out_channels * out_size * out_size
-    matrix = matrix.transpose(2, 3).reshape(nodes, channels * size * size, columns)
+def _times_taps(weight: Tensor, taps: Tensor) -> Tensor:
+    """[N, C, D, K, K] times [K*K, P, Q] zeros and ones -> [N, C, D, P, Q].
+
+    A product instead of an index: its gradient is a product, too.
+    """
+    spread = weight.flatten(0, 2).flatten(1) @ taps.flatten(1)
+    return spread.view(*weight.shape[:3], *taps.shape[1:])
+
+
+def _dense(x: Tensor, matrix: Tensor, out_size: int) -> Tensor:
+    """The batched product; matrix: [N, C, P, D, Q]."""
+    batch, nodes, out_channels = *x.shape[:2], matrix.shape[3]
+    matrix = matrix.flatten(3).flatten(1, 2)
     y = torch.bmm(x.flatten(2).transpose(0, 1), matrix)  # [N, B, D*Q]
     return y.transpose(0, 1).reshape(batch, nodes, out_channels, out_size, out_size)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import Config, load_config, load_preset, preset_names
     from .errors import TreeDiffusionError
+    from .estimator import TreeVAEClusterer
     from .topology import TreeTopology
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "TreeDiffusionError",
     "TreeTopology",
+    "TreeVAEClusterer",
     "__version__",
     "load_config",
     "load_preset",
@@ -30,6 +32,7 @@ _HOME = {
     "Config": "config",
     "TreeDiffusionError": "errors",
     "TreeTopology": "topology",
+    "TreeVAEClusterer": "estimator",
     "load_config": "config",
     "load_preset": "config",
     "preset_names": "config",

@@ -54,7 +54,8 @@ class Train:
     """Train both stages: grow the tree, then the diffusion model under it.
 
     Settings come from `--preset`, then `--config`, then the flags below. Repeating the command
-    continues an unfinished run.
+    continues an unfinished run. While the tree grows, preview.png and, if there are labels,
+    metrics.json in the run's folder show how it stands.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(
@@ -64,15 +65,34 @@ class Train:
     """A YAML file of settings; it may name the preset it starts from."""
     out: Path | None = None
     """Folder of the run; runs/PRESET if left out."""
+    stage: Literal["tree", "diffusion", "all"] = "all"
+    """tree: the tree alone; diffusion: what comes after a finished tree."""
+    max_minutes: float | None = None
+    """Stop after so many minutes, with exit code 0; the same command continues."""
 
     def run(self) -> int:
         """Trains and says what to do next."""
-        from .train.run import train
+        from .evaluate.early import early_report
+        from .train.budget import OutOfTime
+        from .train.run import check_tree, train, train_tree
 
         out = self.out or Path("runs") / (self.settings.preset or "run")
-        model = train(self.settings, out)
-        print(f"{out}: {model.tree.topology.num_leaves} leaves, trained")
-        print(f"next: treediffusion-export --checkpoint {out} --out {out / 'bundle'}")
+        if self.stage == "diffusion":
+            check_tree(out)
+        minutes, look = self.max_minutes, early_report(out)
+        try:
+            if self.stage == "tree":
+                tree = train_tree(self.settings, out, minutes=minutes, look=look)
+            else:
+                tree = train(self.settings, out, minutes=minutes, look=look).tree.topology
+        except OutOfTime as stop:
+            print(f"{out}: time is up, {stop}; the same command continues")
+            return 0
+        print(f"{out}: {tree.num_leaves} leaves, trained")
+        if self.stage == "tree":
+            print(f"next: the same command with --stage diffusion; look at {out / 'preview.png'}")
+        else:
+            print(f"next: treediffusion-export --checkpoint {out} --out {out / 'bundle'}")
         return 0
 
 

@@ -33,13 +33,7 @@ class ContrastiveConfig(Section):
     """Prior knowledge from pairs of views (TreeVAE 2.6): what does not change the cluster."""
 
     weight: NonNegative = 0.0
-    """Weight of the router and embedding terms; 0 trains on the images as they are."""
-    shift: Annotated[int, Field(ge=0)] = 1
-    """A view is the image moved by up to this many pixels in each direction."""
-    rotate: NonNegative = 0.0
-    """A view is turned by up to this many degrees."""
-    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """A view is enlarged or shrunk by up to this fraction."""
+    """Weight of the router and embedding terms; 0 trains on one view of each image."""
     temperature: Positive = 0.5
     """Temperature of the embedding term; the router term has 1, as published."""
 
@@ -62,23 +56,44 @@ class TreePhases(Section):
 class TreeConfig(Section):
     """TreeVAE: network, objective and growth."""
 
+    codec: Literal["cnn1", "cnn2", "mlp", "mlp_cnn1", "mlp_cnn2", "mlp_omniglot"] = "cnn1"
+    """Encoder and decoders. cnn1: chains of convolutions; cnn2: residual blocks. The others are
+    those of TreeVAE's MLP form, whose latents and bottom-up values are vectors."""
     latent_channels: Count = 16
     """C_z, channels of each node's latent map."""
+    latent_size: Count = 2
+    """R, side of every latent and bottom-up map; 1 in the MLP form. `codec_sizes` overrides it."""
     channels: Count = 32
     """C_b, channels of the bottom-up maps."""
+    encoder_channels: Count | None = None
+    """Width of the encoder's own output, where the MLP form has another one there."""
     levels: Annotated[int, Field(ge=2)] = 7
     """Bottom-up levels; a leaf can be at most levels - 1 below the root."""
     residual: bool = False
     """Each bottom-up block adds its input to its output."""
+    activation: Literal["silu", "relu", "leaky_relu"] = "silu"
+    """After every normalisation; leaky_relu has the slope 0.3."""
+    resize: Literal["learned", "fixed"] = "learned"
+    """How cnn2 changes the side of a map. learned: strided and transposed convolutions. fixed:
+    average pooling and bilinear interpolation."""
+    spectral_norm: bool = False
+    """Divides the weights of the encoder and of each bottom-up block's first two convolutions by
+    their largest singular value."""
     codec_sizes: tuple[Count, ...] | None = None
-    """Sides of the encoder's maps, image first, latent side last; the decoder mirrors them.
-    Left out: four sizes on a line from the image to 2 pixels, as published."""
+    """Sides of cnn1's maps, image first, latent side last; the decoder mirrors them.
+    Left out: four sizes on a line from the image to `latent_size`, as published."""
     codec_channels: tuple[Count, ...] | None = None
-    """Channels of the encoder's inner maps. Left out: on a line from the image to `channels`."""
+    """Channels of cnn1's inner maps. Left out: on a line from the image to `channels`."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """Bernoulli: sigmoid and cross entropy. Gaussian: squared error."""
     max_leaves: Annotated[int, Field(ge=2)] = 10
     """Growth ends at this many leaves that hold at least `min_share` of the images."""
+    criterion: Literal["samples", "reconstruction", "elbo"] = "samples"
+    """Which leaf is split next: the one with most images, with the largest summed reconstruction
+    error, or with the largest summed negative ELBO."""
+    at_full_depth: Literal["next", "stop"] = "next"
+    """When the leaf to split is as deep as `levels` allows: take the next one, or end growth, as
+    the published code does."""
     min_share: Fraction = 0.01
     """A leaf with a smaller share of the images does not count, and is pruned."""
     batch_size: Annotated[int, Field(ge=2)] = 256
@@ -101,6 +116,9 @@ class TreeConfig(Section):
     """Epochs of each phase."""
     restarts: Count = 1
     """Trees to train side by side, from different seeds; the one with the best ELBO is kept."""
+    augmentation: Literal["none", "shifts", "strokes", "colour", "faces"] = "none"
+    """How views of an image are made. shifts: moved by a pixel. strokes: Omniglot's small affine
+    maps. colour: crops, mirror images, colours and greys of CIFAR and CUBICC. faces: CelebA's."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Two views of each image, and what they must agree on."""
 
@@ -115,7 +133,20 @@ class TreeConfig(Section):
             self.codec_sizes is None or len(self.codec_channels) != len(self.codec_sizes) - 2
         ):
             raise ValueError("codec_channels needs codec_sizes, and has one entry per inner size")
+        if self.codec_sizes is not None and self.codec != "cnn1":
+            raise ValueError(f"codec_sizes belong to cnn1, not to {self.codec}")
+        if self.contrastive.weight and self.augmentation == "none":
+            raise ValueError("a contrastive weight needs an augmentation that makes the views")
+        if self.encoder_channels is not None and not self.is_mlp:
+            raise ValueError(f"encoder_channels belong to the MLP form, not to {self.codec}")
+        if self.is_mlp and self.latent_size != 1:
+            raise ValueError(f"{self.codec} has vectors: latent_size must be 1")
         return self
+
+    @property
+    def is_mlp(self) -> bool:
+        """Whether this is the MLP form, whose maps are vectors."""
+        return self.codec.startswith("mlp")
 
 
 class UNetConfig(Section):
@@ -230,7 +261,7 @@ def load_config(path: Path) -> Config:
     base: dict[str, Any] = {}
     if settings.get("preset"):
         base = load_preset(settings["preset"]).model_dump()
-    return parse_config(_merge(base, settings), source=str(path))
+    return parse_config(merge_settings(base, settings), source=str(path))
 
 
 def parse_config(settings: dict[str, Any], *, source: str) -> Config:
@@ -252,11 +283,11 @@ def parse_config(settings: dict[str, Any], *, source: str) -> Config:
         ) from fault
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, section by section."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge_settings(below, value) if both else value  # type: ignore[arg-type]
     return merged

@@ -47,8 +47,9 @@ def toy_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(denoising, "STEPS", 3)
         for module in (treevae, denoising):
             patch.setattr(module, "ten_leaves", TreeTopology.initial)
+        for setting in ("tiny", "mnist", "cifar"):
+            patch.setattr(treevae, setting, lambda *_: treevae.Setting(config.tree, 8, 4))
         for setting in ("tiny", "mnist"):
-            patch.setattr(treevae, setting, lambda: treevae.Setting(config.tree, 8, 4))
             patch.setattr(denoising, setting, lambda: denoising.Setting("toy", config, 8))
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -71,6 +72,50 @@ def test_tree_is_printed_drawn_and_measured(
         assert min(width, height) > 100
 
 
+def test_the_tree_first_and_the_rest_later_in_calls_of_limited_time(
+    settings: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels with gaps are measured; no call fails; the end is that of one call."""
+    labels = np.array([3, 40, 41, 7])[np.arange(160) % 4]
+    images = np.load(settings.parent / "bars.npy")
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels, allow_pickle=False)
+    out = tmp_path / "run"
+    command = ["train", "--config", str(settings), "--data", str(tmp_path / "labelled.npz")]
+    command += ["--out", str(out)]
+
+    assert main([*command, "--stage", "diffusion"]) == 2
+    assert "no tree" in capsys.readouterr().err
+    assert not out.exists()
+
+    assert main([*command, "--stage", "tree", "--max-minutes", "1e-9"]) == 0
+    said = capsys.readouterr()
+    assert re.fullmatch(
+        r".*: time is up, \d+ % done \(tree of 2 leaves, initial 1/8\), about \d+:\d+ left; "
+        r"the same command continues\n",
+        said.out,
+    )
+    assert main([*command, "--stage", "tree"]) == 0
+    said = capsys.readouterr()
+    assert "leaves, trained" in said.out
+    assert "after initial: 2 leaves with" in said.err
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0.25 <= metrics["clustering"]["acc"] <= 1
+    assert min(Image.open(out / "preview.png").size) > 100
+    tree = (out / "tree.json").read_text()
+    assert tree == (run / "tree.json").read_text()
+    assert not (out / "diffusion.safetensors").exists()
+    assert main(["export", "--checkpoint", str(out), "--out", str(tmp_path / "b")]) == 2
+    assert "step 0" in capsys.readouterr().err
+
+    assert main([*command, "--stage", "diffusion", "--max-minutes", "1e-9"]) == 0
+    assert "diffusion, step 1/30" in capsys.readouterr().out
+    assert main([*command, "--stage", "diffusion"]) == 0
+    assert "next: treediffusion-export" in capsys.readouterr().out
+    assert (out / "tree.json").read_text() == tree
+    histories = [json.loads((folder / "training.json").read_text()) for folder in (out, run)]
+    assert histories[0] == histories[1]
+
+
 MISTAKES = {
     "no such command": (["foo"], "demo, train, generate"),
     "unknown option": (["train", "--tree.max-leave", "3"], "--tree.max-leave"),
@@ -81,6 +126,8 @@ MISTAKES = {
     "no such images": (["train", "--data", "absent"], "absent"),
     "missing option": (["generate"], "--bundle"),
     "no such bundle": (["generate", "--bundle", "absent"], "absent"),
+    "no such stage": (["train", "--stage", "leaves"], "leaves"),
+    "no time": (["train", "--max-minutes", "0"], "more than 0"),
     "no such run": (["export", "--checkpoint", "absent", "--out", "b"], "absent"),
 }
 

@@ -1,4 +1,4 @@
-"""Both forms of the stacked convolutions against one convolution per node."""
+"""All forms of the stacked convolutions against one convolution per node."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from treediffusion.kernels.stacked_conv import op, reference
+from treediffusion.kernels.stacked_conv import apart, op, reference
 
-FORMS = {"dense": 10**9, "grouped": 0}
+FORMS = ("dense", "grouped", "apart")
 
 CONVS = [  # side, kernel, padding
     (1, 3, 1),
@@ -33,36 +33,26 @@ TRANSPOSES = [  # side, kernel, stride, padding
 
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Forces one form, and proves afterwards that no call took the other."""
-    calls = {"dense": 0, "grouped": 0}
+    """Forces one form, and proves afterwards that no call took another."""
+    chosen: str = request.param
+    calls = dict.fromkeys(FORMS, 0)
 
     def counted(name: str, function: object) -> object:
         def call(*args: object, **settings: object) -> object:
-            calls[name] += 1
+            calls[name] += int(name != "grouped" or settings.get("groups", 1) != 1)  # type: ignore[call-overload]
             return function(*args, **settings)  # type: ignore[operator]
 
         return call
 
-    chosen = request.param
-    monkeypatch.setattr(op, "DENSE_PAIRS", FORMS[chosen])
-    monkeypatch.setattr(op, "_dense", counted("dense", op._dense))
     with monkeypatch.context() as patch:
-        for name in ("conv2d", "conv_transpose2d"):
-            patch.setattr(op.F, name, _grouped_only(calls, getattr(op.F, name)))
+        patch.setattr(op, "choose_form", lambda *sizes, **stride: chosen)
+        patch.setattr(op, "_dense", counted("dense", op._dense))
+        patch.setattr(op, "correlate", counted("apart", op.correlate))
+        for name in ("conv2d", "conv_transpose2d"):  # the reference's own have one group
+            patch.setattr(op.F, name, counted("grouped", getattr(op.F, name)))
         yield chosen
-    other = {"dense": "grouped", "grouped": "dense"}[chosen]
-    assert calls[chosen] > 0
-    assert calls[other] == 0
-
-
-def _grouped_only(calls: dict[str, int], function: object) -> object:
-    """Counts calls with more than one group; the reference's own have one."""
-
-    def call(*args: object, **settings: object) -> object:
-        calls["grouped"] += int(settings.get("groups", 1) != 1)  # type: ignore[call-overload]
-        return function(*args, **settings)  # type: ignore[operator]
-
-    return call
+    assert calls.pop(chosen) > 0
+    assert not any(calls.values())
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -89,21 +79,51 @@ def test_convolution_equals_one_per_node(side: int, kernel: int, padding: int) -
 
 
 @pytest.mark.parametrize(("side", "kernel", "stride", "padding"), TRANSPOSES)
-@pytest.mark.usefixtures("form")
-def test_transpose_equals_one_per_node(side: int, kernel: int, stride: int, padding: int) -> None:
+def test_transpose_equals_one_per_node(
+    side: int, kernel: int, stride: int, padding: int, form: str
+) -> None:
+    stride = 1 if form == "apart" else stride  # which is for stride 1 alone
     x, weight = draw(3, 4, 5, side, side), draw(4, 5, 2, kernel, kernel, seed=1)
     ours = op.stacked_conv_transpose(x, weight, stride=stride, padding=padding)
     truth = reference.stacked_conv_transpose(x, weight, stride=stride, padding=padding)
     assert_same(ours, truth, x, weight)
 
 
-@pytest.mark.usefixtures("form")
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_are_those_of_finite_differences(form: str) -> None:
     x, weight = draw(1, 2, 2, 2, 2), draw(2, 2, 2, 3, 3, seed=1)
+    stride = 1 if form == "apart" else 2
     assert torch.autograd.gradcheck(lambda a, w: op.stacked_conv(a, w, padding=1), (x, weight))
     assert torch.autograd.gradcheck(
-        lambda a, w: op.stacked_conv_transpose(a, w, stride=2, padding=1), (x, weight)
+        lambda a, w: op.stacked_conv_transpose(a, w, stride=stride, padding=1), (x, weight)
     )
+
+
+@pytest.mark.parametrize("out_channels", [1, 2, 3, 5, 6, 16, 17])
+@pytest.mark.parametrize(("side", "padding"), [(4, 0), (4, 1), (5, 2), (3, 3)])
+def test_rows_as_channels_are_the_same_rows(out_channels: int, side: int, padding: int) -> None:
+    """Groups of one row to all of them, that fill the map and that begin above it."""
+    x, weight = draw(2, 3, 3, side, side), draw(3, out_channels, 3, 4, 4, seed=1)
+    ours = apart.correlate(x, weight, padding=padding)
+    assert ours.is_contiguous()
+    assert_same(ours, reference.stacked_conv(x, weight, padding=padding), x, weight)
+
+
+def test_apart_gives_only_the_gradients_asked_for() -> None:
+    """The first layer's maps are data."""
+    x, weight = draw(2, 3, 3, 4, 4), draw(3, 2, 3, 3, 3, seed=1)
+    both = torch.autograd.grad(apart.correlate(x, weight, padding=1).sum(), [x, weight])
+    for k, inputs in enumerate([(x, weight.detach()), (x.detach(), weight)]):
+        (alone,) = torch.autograd.grad(apart.correlate(*inputs, padding=1).sum(), inputs[k])
+        assert torch.equal(alone, both[k])
+
+
+def test_apart_has_no_second_gradients() -> None:
+    """An error, and not a silent zero."""
+    x, weight = draw(1, 2, 2, 3, 3), draw(2, 2, 2, 3, 3, seed=1)
+    out = apart.correlate(x, weight, padding=1)
+    (of_x,) = torch.autograd.grad((out**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        of_x.sum().backward()
 
 
 @pytest.mark.usefixtures("form")
@@ -126,18 +146,55 @@ def test_a_node_reads_its_own_map_and_weights_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "dense"), [(1, True), (2, True), (4, True), (8, True), (9, False), (14, False)]
+    ("channels", "out_channels", "size", "out_size", "stride", "form"),
+    [
+        (128, 64, 2, 2, 1, "dense"),  # nodes, 2x2 latents
+        (32, 32, 4, 4, 1, "grouped"),  # nodes, 4x4 latents
+        (32, 1, 4, 4, 1, "dense"),  # their routers
+        (64, 64, 8, 8, 1, "grouped"),
+        (32, 32, 16, 16, 1, "apart"),
+        (8, 3, 32, 32, 1, "apart"),
+        (5, 3, 4, 6, 1, "dense"),  # decoders of 8x8 images
+        (3, 1, 6, 8, 1, "dense"),
+        (16, 11, 2, 10, 5, "dense"),  # decoders of 28x28 images
+        (11, 6, 10, 19, 1, "apart"),
+        (6, 1, 19, 28, 1, "apart"),
+        (32, 32, 8, 16, 2, "grouped"),
+    ],
 )
-def test_the_dense_form_is_for_small_maps(
-    side: int, dense: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_form_on_a_cpu(
+    channels: int, out_channels: int, size: int, out_size: int, stride: int, form: str
 ) -> None:
+    sizes = (channels, out_channels, size, out_size)
+    assert op.choose_form("cpu", *sizes, stride=stride) == form
+
+
+@pytest.mark.parametrize(("side", "form"), [(1, "dense"), (8, "dense"), (9, "grouped")])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_elsewhere_the_dense_form_is_for_small_maps(side: int, form: str, channels: int) -> None:
     """Up to 8x8 -> 8x8, which are 4,096 pairs of pixels."""
-    used: list[bool] = []
-    inner = op._dense
-    monkeypatch.setattr(op, "_dense", lambda *args: used.append(True) or inner(*args))
-    x, weight = torch.zeros(1, 2, 1, side, side), torch.zeros(2, 1, 1, 3, 3)
-    assert op.stacked_conv(x, weight, padding=1).shape == (1, 2, 1, side, side)
-    assert bool(used) == dense
+    assert op.choose_form("cuda", channels, channels, side, side) == form
+
+
+@pytest.mark.parametrize(("side", "channels"), [(2, 4), (4, 8), (16, 8), (12, 3)])
+def test_the_chosen_form_is_exact(side: int, channels: int) -> None:
+    """Dense, grouped, and apart with and without whole groups of rows."""
+    x, weight = draw(2, 3, channels, side, side), draw(3, channels, channels, 3, 3, seed=1)
+    ours = op.stacked_conv(x, weight, padding=1)
+    assert_same(ours, reference.stacked_conv(x, weight, padding=1), x, weight)
+
+
+@pytest.mark.usefixtures("form")
+def test_an_empty_batch() -> None:
+    x, weight = draw(0, 3, 5, 4, 4), draw(3, 2, 5, 3, 3, seed=1)
+    assert op.stacked_conv(x, weight, padding=1).shape == (0, 3, 2, 4, 4)
+
+
+def test_padding_beyond_the_kernel() -> None:
+    """Where the kernel sees nothing but zeros the result is zero, in every form."""
+    x, weight = draw(2, 2, 3, 12, 12), draw(2, 3, 3, 2, 2, seed=1)
+    ours = op.stacked_conv(x, weight, padding=3)
+    assert_same(ours, reference.stacked_conv(x, weight, padding=3), x, weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from treediffusion.nn.tree_objective import (
     contrastive_loss,
     embedding_contrast,
     image_error,
+    leaf_shares,
     router_contrast,
     subtree_elbo,
     tree_elbo,
@@ -143,6 +145,79 @@ def test_divergences_are_cut_at_a_thousand_after_weighing() -> None:
     assert (weighed < 1000).any()
 
 
+def test_a_subtrees_divergences_are_not_cut() -> None:
+    """Those of the published small tree are limited after the mean alone, at 1e10 nats."""
+    tree = make_tree()
+    children = tree.new_leaves("r1").double().eval()
+    found, images = tree.infer(draw(BATCH, 1, 8, 8).sigmoid()), draw(BATCH, 1, 8, 8).sigmoid()
+    part = children(found.nodes.z[:, 2], found.features[:, 1:])
+    node_kl = torch.full((BATCH, 2), 5000.0).double().requires_grad_()
+    log_prob = F.logsigmoid(draw(BATCH, seed=4))
+    elbo = subtree_elbo(
+        children, replace(part, node_kl=node_kl), images, log_prob, likelihood="bernoulli"
+    )
+    weighed = 5000 * (part.log_node_prob[:, 1:] + log_prob[:, None]).exp()
+    assert (weighed > KL_LIMIT).any()
+    close(elbo.kl_nodes, weighed.sum(1).mean().clamp(-10, 1e10))
+    (gradient,) = torch.autograd.grad(elbo.kl_nodes, node_kl)
+    assert (gradient != 0).all()
+
+
+def test_node_divergences_equal_the_published_sum_over_nodes_and_images() -> None:
+    """One image and node after another: cut, summed, averaged, and limited to -10..1e10."""
+    tree = make_tree()
+    found, images = known_pass(tree), torch.rand(BATCH, 1, 8, 8, dtype=torch.float64)
+    node_kl = draw(BATCH, 4, seed=6).exp() * 900
+    nodes = replace(found.nodes, node_kl=node_kl)
+    elbo = tree_elbo(tree.nodes, replace(found, nodes=nodes), images, likelihood="bernoulli")
+    assert found.nodes.post_logit is not None
+    prob, total = reach(found.nodes.post_logit), 0.0
+    for image in range(BATCH):
+        for row, name in enumerate(TREE.names[1:]):
+            weighed = prob[name][image].item() * node_kl[image, row].item()
+            total += max(-1.0, min(weighed, 1000.0))
+    expected = max(-10.0, min(total / BATCH, 1e10))
+    assert elbo.kl_nodes.item() == pytest.approx(expected)
+
+
+SINGLE = TreeTopology.of(["r", "r0", "r1", "r00", "r10", "r11"])  # r0 has one child
+
+
+@pytest.mark.parametrize("topology", [TREE, SINGLE])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_leaves_share_the_negative_elbo_without_a_rest(
+    topology: TreeTopology, likelihood: str
+) -> None:
+    """And the reconstruction term; as long as no divergence is cut."""
+    tree, images = make_tree(topology), draw(BATCH, 1, 8, 8).sigmoid()
+    found = tree.infer(images)
+    shares = leaf_shares(tree.nodes, found, images, likelihood=likelihood)
+    elbo = tree_elbo(tree.nodes, found, images, likelihood=likelihood)
+    assert shares.elbo.shape == shares.reconstruction.shape == (BATCH, topology.num_leaves)
+    close(shares.elbo.sum(1).mean(), elbo.loss(1.0))
+    close(shares.reconstruction.sum(1).mean(), elbo.reconstruction)
+
+
+def test_a_leafs_share_is_its_probability_times_what_its_path_costs() -> None:
+    tree, images = make_tree(), draw(BATCH, 1, 8, 8).sigmoid()
+    found = known_pass(tree)
+    seen = found.nodes
+    assert seen.node_kl is not None
+    assert seen.post_logit is not None
+    node_kl = dict(zip(TREE.names, (found.root_kl, *seen.node_kl.unbind(1)), strict=True))
+    decision = dict(
+        zip(("r", "r0"), bernoulli_kl(seen.post_logit, seen.prior_logit).T, strict=True)
+    )
+    prob, outputs = reach(seen.post_logit), tree.nodes.decode(seen.z)
+    shares = leaf_shares(tree.nodes, found, images, likelihood="bernoulli")
+    for leaf, name in enumerate(TREE.leaf_names):
+        above = [name[:k] for k in range(1, len(name))]
+        error = image_error(outputs[:, leaf], images, "bernoulli")
+        cost = error + sum(node_kl[n] for n in [*above, name]) + sum(decision[n] for n in above)
+        close(shares.reconstruction[:, leaf], prob[name] * error)
+        close(shares.elbo[:, leaf], prob[name] * cost)
+
+
 def test_gradients_flow_through_the_probabilities_that_weigh() -> None:
     """Also where a term does not depend on the routers otherwise, as published."""
     tree = make_tree()
@@ -158,7 +233,7 @@ def test_gradients_flow_through_the_probabilities_that_weigh() -> None:
 def test_a_subtree_is_its_share_of_the_whole_tree(likelihood: str) -> None:
     """Whole = what remains above and beside + the two leaves that grew under r0."""
     start = make_tree(TreeTopology.initial(), likelihood=likelihood)
-    children = start.new_leaves().double().eval()
+    children = start.new_leaves("r1").double().eval()
     tree = start.grow("r0", children)
     assert tree.topology == TREE
     images, noise = draw(BATCH, 1, 8, 8).sigmoid(), draw(BATCH, 5, *tree.latent_shape, seed=1)
@@ -182,7 +257,7 @@ def test_a_subtree_is_its_share_of_the_whole_tree(likelihood: str) -> None:
 
 def test_a_subtree_that_nothing_reaches_costs_nothing() -> None:
     tree = make_tree()
-    children = tree.new_leaves().double().eval()
+    children = tree.new_leaves("r1").double().eval()
     images = torch.rand(BATCH, 1, 8, 8, dtype=torch.float64)
     found = tree.infer(images)
     part = children(found.nodes.z[:, 2], found.features[:, 1:])

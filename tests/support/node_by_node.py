@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from treediffusion.config import TreeConfig
 from treediffusion.nn.tree_vae import TreeVAE
+
+from .plain_codecs import activation, plain_decoder, plain_encoder, tensors
 
 EPS = 1e-7
 KL_LIMIT = 1000.0
@@ -46,27 +47,33 @@ class Traversal:
 
 
 class ConvBlock(nn.Module):
-    """Three convolutions, each normalised and activated."""
+    """Convolutions, each normalised and activated."""
 
-    def __init__(self, *channels: int) -> None:
+    def __init__(self, config: TreeConfig, *channels: int) -> None:
         super().__init__()
-        widths = list(pairwise(channels))
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in widths)
+        widths, size = list(pairwise(channels)), kernel(config)
+        self.act = activation(config)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, size, padding=size // 2, bias=False) for a, b in widths
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.silu(norm(conv(x)))
+            x = self.act(norm(conv(x)))
         return x
 
 
 class GaussianHead(nn.Module):
     """A mean and a variance."""
 
-    def __init__(self, channels: int, latent_channels: int) -> None:
+    def __init__(self, config: TreeConfig, channels: int) -> None:
         super().__init__()
-        self.mean = nn.Conv2d(channels, latent_channels, 3, padding=1, bias=False)
-        self.var = nn.Conv2d(channels, latent_channels, 3, padding=1, bias=False)
+        size = kernel(config)
+        self.mean, self.var = (
+            nn.Conv2d(channels, config.latent_channels, size, padding=size // 2, bias=config.is_mlp)
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(x), F.softplus(self.var(x))
@@ -75,44 +82,22 @@ class GaussianHead(nn.Module):
 class Router(nn.Module):
     """The logit of going left."""
 
-    def __init__(self, channels: int, hidden: int, pixels: int) -> None:
+    def __init__(self, config: TreeConfig, channels: int, pixels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 1, 3, padding=1, bias=False)
-        self.linear1 = nn.Linear(pixels, hidden, bias=False)
+        hidden = config.channels
+        self.act = activation(config)
+        self.conv = None if config.is_mlp else nn.Conv2d(channels, 1, 3, padding=1, bias=False)
+        self.linear1 = nn.Linear(channels if config.is_mlp else pixels, hidden, bias=False)
         self.norm1 = nn.BatchNorm1d(hidden)
         self.linear2 = nn.Linear(hidden, hidden, bias=False)
         self.norm2 = nn.BatchNorm1d(hidden)
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x).flatten(1)
-        y = F.silu(self.norm1(self.linear1(y)))
-        y = F.silu(self.norm2(self.linear2(y)))
+        y = (x if self.conv is None else self.conv(x)).flatten(1)
+        y = self.act(self.norm1(self.linear1(y)))
+        y = self.act(self.norm2(self.linear2(y)))
         return self.out(y).flatten()
-
-
-class Codec(nn.Module):
-    """A chain of (transposed) convolutions from one width and side to another."""
-
-    def __init__(self, channels: list[int], sizes: list[int], *, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        layer = nn.ConvTranspose2d if up else nn.Conv2d
-        self.convs = nn.ModuleList()
-        self.norms = nn.ModuleList()
-        for (a, b), (s, t) in zip(pairwise(channels), pairwise(sizes), strict=True):
-            small, large = min(s, t), max(s, t)
-            stride = max(large // small, 1)
-            kernel = large - stride * (small - 1) + 2
-            self.convs.append(layer(a, b, kernel, stride, padding=1, bias=False))
-            self.norms.append(nn.BatchNorm2d(b))
-        if up:
-            del self.norms[-1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=False):
-            x = F.silu(norm(conv(x)))
-        return self.convs[-1](x) if self.up else x
 
 
 class Node(nn.Module):
@@ -127,7 +112,7 @@ class Node(nn.Module):
         self.prior_head: GaussianHead | None = None
         self.prior_router: Router | None = None
         self.post_router: Router | None = None
-        self.decoder: Codec | None = None
+        self.decoder: nn.Module | None = None
 
 
 class NodeByNodeTreeVAE(nn.Module):
@@ -138,26 +123,31 @@ class NodeByNodeTreeVAE(nn.Module):
         config, topology = tree.config, tree.topology
         c, z = config.channels, config.latent_channels
         image_channels, size, _ = tree.image_shape
-        sizes = _sides(config, size)
-        pixels = sizes[-1] ** 2
+        pixels = tree.latent_size**2
         self.config, self.topology = config, topology
-        inner = list(config.codec_channels or ())
-        self.encoder = Codec(_widths(image_channels, c, len(sizes), inner), sizes, up=False)
-        self.blocks = nn.ModuleList(ConvBlock(c, c, c, c) for _ in range(config.levels - 1))
+        self.encoder = plain_encoder(config, image_channels, size)
+        self.encoder_names = names_of(tree.bottom_up.encoder)
+        self.decoder_names = names_of(tree.nodes.decoders)
+        first = config.encoder_channels or c
+        widths = [first, *[c] * (config.levels - 1)]
+        self.blocks = nn.ModuleList(
+            ConvBlock(config, a, *([b] if config.is_mlp else [b, b, b]))
+            for a, b in pairwise(widths)
+        )
         self.nodes = nn.ModuleDict()
         for row, name in enumerate(topology.names):
             node = Node(name, row)
-            node.head = GaussianHead(c, z)
+            node.head = GaussianHead(config, widths[-1 - node.depth])
             if name != "r":
-                node.transformation = ConvBlock(z, z, z, c)
-                node.prior_head = GaussianHead(c, z)
+                inner = [z, c] if config.is_mlp else [z, z, z, c]
+                node.transformation = ConvBlock(config, *inner)
+                node.prior_head = GaussianHead(config, c)
             node.children_names = [n for n in (name + "0", name + "1") if n in topology.names]
             if len(node.children_names) == 2:
-                node.prior_router = Router(z, c, pixels)
-                node.post_router = Router(c, c, pixels)
+                node.prior_router = Router(config, z, pixels)
+                node.post_router = Router(config, c, pixels)
             if not node.children_names:
-                widths = _widths(z, image_channels, len(sizes), inner[::-1])
-                node.decoder = Codec(widths, sizes[::-1], up=True)
+                node.decoder = plain_decoder(config, image_channels, size)
             self.nodes[name] = node
 
     @classmethod
@@ -176,7 +166,8 @@ class NodeByNodeTreeVAE(nn.Module):
         maps = [self.encoder(images)]
         for block in self.blocks:
             y = block(maps[-1])
-            maps.append(y + maps[-1] if self.config.residual else y)
+            same = y.shape == maps[-1].shape
+            maps.append(y + maps[-1] if self.config.residual and same else y)
         found = Traversal()
         root = self.nodes["r"]
         found.prob["r"] = torch.ones(len(images), dtype=images.dtype, device=images.device)
@@ -207,25 +198,21 @@ class NodeByNodeTreeVAE(nn.Module):
     def links(self) -> Iterator[Link]:
         """Every parameter and statistic of this tree with its place in the stacked one."""
         topology = self.topology
-        for layer in range(len(self.encoder.convs)):
-            place = f"bottom_up.encoder.layers.{3 * layer}.weight"
-            yield self.encoder.convs[layer].weight, place, lambda w: w
-            norm = self.encoder.norms[layer]
-            for key in ("weight", "bias", "running_mean", "running_var"):
-                place = f"bottom_up.encoder.layers.{3 * layer + 1}.{key}"
-                yield getattr(norm, key), place, lambda w: w
+        for name, tensor in zip(self.encoder_names, tensors(self.encoder), strict=True):
+            yield tensor, f"bottom_up.encoder.{name}", lambda w, like=tensor: w.reshape(like.shape)
         for k, block in enumerate(self.blocks):
-            for layer in range(3):
+            half = len(block.convs)
+            for layer in range(half):
                 yield from _conv(block.convs[layer], f"bottom_up.blocks.{k}.{layer}", 0)
-                yield from _norm(block.norms[layer], f"bottom_up.blocks.{k}.{layer + 3}", 0)
+                yield from _norm(block.norms[layer], f"bottom_up.blocks.{k}.{layer + half}", 0)
         yield from _head(self.nodes["r"].head, "root_head", 0)
         routers = [topology.names[row] for row in topology.routers]
         for name, node in self.nodes.items():
             if node.transformation is not None:
                 row = topology.row(name) - 1
-                yield from _head(node.head, "nodes.heads", row)
+                yield from self._node_head(node, row)
                 yield from _head(node.prior_head, "nodes.transformations.head", row)
-                for layer in range(3):
+                for layer in range(len(node.transformation.convs)):
                     place = f"nodes.transformations.convs.{layer}"
                     yield from _conv(node.transformation.convs[layer], place, row)
                     place = f"nodes.transformations.norms.{layer}"
@@ -236,10 +223,16 @@ class NodeByNodeTreeVAE(nn.Module):
                 yield from _router(node.post_router, "nodes.post_routers", row)
             if node.decoder is not None:
                 row = topology.leaf_names.index(name)
-                for k, conv in enumerate(node.decoder.convs):
-                    yield from _conv(conv, f"nodes.decoders.convs.{k}", row)
-                for k, norm in enumerate(node.decoder.norms):
-                    yield from _norm(norm, f"nodes.decoders.norms.{k}", row)
+                for key, tensor in zip(self.decoder_names, tensors(node.decoder), strict=True):
+                    place = f"nodes.decoders.{key}"
+                    yield tensor, place, lambda w, r=row, like=tensor: w[r].reshape(like.shape)
+
+    def _node_head(self, node: Node, row: int) -> Iterator[Link]:
+        """Heads that read the encoder's own output have a stack of their own, if it is wider."""
+        deepest = self.config.encoder_channels and node.depth == self.config.levels - 1
+        narrow = sum(len(name) < self.config.levels for name in self.topology.names[1:])
+        place, at = ("nodes.heads.wide", row - narrow) if deepest else ("nodes.heads.narrow", row)
+        yield from _head(node.head, place, at)
 
     def _visit(
         self, node: Node, parent_z: Tensor | None, features: Tensor, noise: Tensor, found: Traversal
@@ -272,17 +265,14 @@ class NodeByNodeTreeVAE(nn.Module):
             found.prob[node.children_names[0]] = found.prob[name]
 
 
-def _sides(config: TreeConfig, size: int) -> list[int]:
-    if config.codec_sizes is not None:
-        return list(config.codec_sizes)
-    return [int(side) for side in np.linspace(size, 2, 4)]
+def kernel(config: TreeConfig) -> int:
+    """Of the tree's convolutions: of one pixel where everything is a vector."""
+    return 1 if config.is_mlp else 3
 
 
-def _widths(first: int, last: int, points: int, inner: list[int]) -> list[int]:
-    """Channels along a codec: the configured inner ones, or a line rounded down."""
-    if inner:
-        return [first, *inner, last]
-    return [int(width) for width in np.linspace(first, last, points)]
+def names_of(stacked: nn.Module) -> list[str]:
+    """Names of parameters and statistics in the order of their declaration."""
+    return [name for name in stacked.state_dict() if not name.endswith("num_batches_tracked")]
 
 
 def _conv(layer: nn.Module, place: str, row: int) -> Iterator[Link]:
@@ -297,10 +287,14 @@ def _norm(layer: nn.Module, place: str, row: int) -> Iterator[Link]:
 def _head(head: GaussianHead, place: str, row: int) -> Iterator[Link]:
     yield head.mean.weight, f"{place}.weight", lambda w: w[row].chunk(2)[0]
     yield head.var.weight, f"{place}.weight", lambda w: w[row].chunk(2)[1]
+    if head.mean.bias is not None:
+        yield head.mean.bias, f"{place}.bias", lambda w: w[row].chunk(2)[0]
+        yield head.var.bias, f"{place}.bias", lambda w: w[row].chunk(2)[1]
 
 
 def _router(router: Router, place: str, row: int) -> Iterator[Link]:
-    yield from _conv(router.conv, f"{place}.conv", row)
+    if router.conv is not None:
+        yield from _conv(router.conv, f"{place}.conv", row)
     for k, linear in enumerate((router.linear1, router.linear2)):
         yield linear.weight, f"{place}.hidden.{k}.weight", lambda w: w[row].T
     yield from _norm(router.norm1, f"{place}.norms.0", row)

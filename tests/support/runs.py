@@ -24,7 +24,8 @@ SETTINGS = {
             "intermediate_every": 1,
         },
         "learning_rate": 1e-2,
-        "contrastive": {"weight": 0.5, "shift": 0},
+        "augmentation": "shifts",
+        "contrastive": {"weight": 0.5},
     },
     "diffusion": {
         "unet": {"channels": 32, "multipliers": [1, 1], "blocks": 1, "heads": 2},

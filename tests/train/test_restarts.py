@@ -15,6 +15,7 @@ from support.runs import bars_config
 from treediffusion.config import Config
 from treediffusion.errors import CheckpointError
 from treediffusion.train import checkpoint
+from treediffusion.train.budget import OutOfTime
 from treediffusion.train.run import RESTART, TREE, train
 
 
@@ -54,7 +55,10 @@ def test_the_first_restart_is_the_tree_of_a_single_run(run: Path, tmp_path: Path
 
 
 def test_a_killed_run_ends_with_the_same_tree(config: Config, run: Path, tmp_path: Path) -> None:
-    """SIGKILL to the parent: its processes stop by themselves, and the command continues them."""
+    """SIGKILL to the parent: its processes stop by themselves, and the next call continues them.
+
+    That call has no time, so each of its processes makes a few steps, saves them and ends well.
+    """
     path, out = tmp_path / "settings.yaml", tmp_path / "killed"
     path.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "treediffusion.cli", "train", "--config", str(path)]
@@ -67,7 +71,19 @@ def test_a_killed_run_ends_with_the_same_tree(config: Config, run: Path, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    def places() -> list[tuple[object, ...]]:
+        states = [checkpoint.load(out / RESTART.format(number))[1] for number in range(2)]
+        return [(state["splits"], str(state["phase"]), state["epoch"], state["step"])
+                for state in states]  # fmt: skip
+
+    with pytest.raises(OutOfTime, match="best of 2, tree of"):
+        train(config, out, minutes=1e-9, quiet=True)
+    before = places()
+    assert any("done" not in place[1] for place in before)
+    assert not (out / TREE).exists()
+    train(config, out, quiet=True)
+    assert places() != before
     mine, theirs = (checkpoint.load(r / TREE)[0] for r in (out, run))
     assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
 

@@ -17,7 +17,7 @@ import torch
 from support.runs import bars_config
 from treediffusion.config import Config, parse_config
 from treediffusion.errors import CheckpointError, ConfigError
-from treediffusion.train import checkpoint, tree_stage
+from treediffusion.train import checkpoint
 from treediffusion.train.run import CONFIG, DIFFUSION, TREE, load_run, train
 
 
@@ -61,8 +61,7 @@ class Stopped(Exception):
 
 def crash_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     """The process dies right after so many checkpoints, each epoch writing one."""
-    monkeypatch.setattr(tree_stage, "CHECKPOINT_INTERVAL_S", -1.0)
-    monkeypatch.setattr("treediffusion.train.diffusion_stage.CHECKPOINT_INTERVAL_S", -1.0)
+    monkeypatch.setattr(checkpoint, "INTERVAL_S", -1.0)
     real = checkpoint.save
     count = [0]
 

@@ -86,7 +86,7 @@ def test_unknown_settings_are_refused_with_place_and_hint(
         ({"tree": {"likelihood": "poisson"}}, "tree.likelihood"),
         ({"tree": {"codec_sizes": [28, 0]}}, "tree.codec_sizes.1"),
         ({"tree": {"phases": {"final": -1}}}, "tree.phases.final"),
-        ({"tree": {"contrastive": {"scale": 1.0}}}, "tree.contrastive.scale"),
+        ({"tree": {"contrastive": {"temperature": 0}}}, "tree.contrastive.temperature"),
         ({"diffusion": {"unet": {"channels": 40}}}, "diffusion.unet.channels"),
         ({"sampling": {"eta": -0.1}}, "sampling.eta"),
     ],
@@ -116,6 +116,20 @@ def test_the_largest_number_of_leaves_is_that_of_the_full_tree() -> None:
 )
 def test_codec_channels_need_one_entry_per_inner_size(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="codec_channels needs codec_sizes"):
+        parse_config({"tree": tree}, source="mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tree", "what"),
+    [
+        ({"codec": "cnn2", "codec_sizes": [32, 4]}, "codec_sizes belong to cnn1, not to cnn2"),
+        ({"encoder_channels": 64}, "encoder_channels belong to the MLP form, not to cnn1"),
+        ({"codec": "mlp"}, "mlp has vectors: latent_size must be 1"),
+        ({"contrastive": {"weight": 1.0}}, "needs an augmentation"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
         parse_config({"tree": tree}, source="mine.yaml")
 
 

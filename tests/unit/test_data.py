@@ -347,10 +347,15 @@ def test_a_layout_that_reads_in_two_ways_is_not_guessed(
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 8, 8), np.float32),
         np.zeros((4, 8, 8), np.int64),
+        np.zeros((4, 8, 8), np.bool_),
+        np.zeros((4, 8, 8), np.complex64),
         np.zeros((4, 2, 8, 8), np.uint8),
-        np.zeros((8, 8), np.uint8),
+        np.zeros((4, 2, 8, 8), np.float32),
+        np.zeros((2, 4, 1, 8, 8), np.uint8),
+        np.zeros(8, np.float32),
+        np.zeros((0, 8), np.float32),
+        np.zeros((8, 0), np.float32),
         np.zeros((0, 8, 8), np.uint8),
         np.zeros((), np.uint8),
     ],

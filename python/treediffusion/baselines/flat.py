@@ -10,18 +10,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import to_float
+from ..data import Pixels, to_float
 from ..errors import ConfigError
 from ..optional import require
 
 
-def ward(images: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
+def ward(images: Pixels, k: int) -> NDArray[np.int64]:
     """Agglomerative clustering with Ward's criterion, cut at k clusters; deterministic.
 
     It holds all n(n-1)/2 distances, 14 GB for 60,000 images.
 
     Args:
-        images: [n, C, H, W] uint8.
+        images: [n, C, H, W] uint8, or float32 in 0..1.
         k: clusters, 1 to n.
 
     Returns:
@@ -33,11 +33,11 @@ def ward(images: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
     return np.asarray(model.fit_predict(pixels), np.int64)
 
 
-def k_means(images: NDArray[np.uint8], k: int, seed: int) -> NDArray[np.int64]:
+def k_means(images: Pixels, k: int, seed: int) -> NDArray[np.int64]:
     """k-means, the best of 10 k-means++ starts.
 
     Args:
-        images: [n, C, H, W] uint8.
+        images: [n, C, H, W] uint8, or float32 in 0..1.
         k: clusters, 1 to n.
         seed: seed of the starts, 0 to 2**32 - 1.
 
@@ -50,7 +50,7 @@ def k_means(images: NDArray[np.uint8], k: int, seed: int) -> NDArray[np.int64]:
     return np.asarray(model.fit_predict(pixels), np.int64)
 
 
-def _pixels(images: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
+def _pixels(images: Pixels, k: int) -> NDArray[np.float32]:
     """[n, C*H*W] float32 in [0, 1]."""
     if not 1 <= k <= len(images):
         raise ConfigError("k", got=k, expected=f"1 to {len(images)}, the number of images")

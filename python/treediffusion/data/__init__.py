@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .dataset import ImageSet, load_images, to_float
+from .content import Pixels
+from .dataset import ImageSet, load_images, to_bytes, to_float
 
-__all__ = ["ImageSet", "load_images", "to_float"]
+__all__ = ["ImageSet", "Pixels", "load_images", "to_bytes", "to_float"]

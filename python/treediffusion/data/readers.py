@@ -1,4 +1,4 @@
-"""Readers of the file formats that images come in; each returns a `Content` or says what is wrong.
+"""Readers of folders: idx files and image files; each returns a `Content` or says what is wrong.
 
 Files are data to be distrusted: sizes are compared with what the headers promise, and no reader
 unpickles. A layout that could be read in two ways is an error, never a guess.
@@ -8,71 +8,34 @@ from __future__ import annotations
 
 import gzip
 import math
-import zipfile
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..optional import require
-
-Split = Literal["train", "test"]
+from .content import Content, Split, as_labels
+from .text import is_newsgroups, read_newsgroups
 
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 IDX_UBYTE = 8
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-IMAGE_KEYS = ("images", "data", "x")
-LABEL_KEYS = ("labels", "y")
-CHANNELS = (1, 3)
-
-
-class Content(NamedTuple):
-    """What a source holds.
-
-    Attributes:
-        images: [n, C, H, W] uint8.
-        labels: [n] int64, or None.
-        class_names: name of each class, or None.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
-    class_names: tuple[str, ...] | None
 
 
 def read_folder(folder: Path, *, split: Split) -> Content:
-    """The images of a folder, of whichever kind it is.
+    """The images or texts of a folder, of whichever kind it is.
 
     Raises:
         DataError: no images, no such split, or contents that cannot be used.
     """
     if any(_idx_file(folder, prefix, "images") for prefix in IDX_PREFIX.values()):
         return _read_idx_folder(folder, split=split)
+    if is_newsgroups(folder):
+        return read_newsgroups(folder, split=split)
     return _read_image_folder(folder, split=split)
-
-
-def read_array_file(path: Path) -> Content:
-    """The images of an .npy file, or the images and labels of an .npz file.
-
-    Raises:
-        DataError: unreadable, no array of images, or labels that do not fit.
-    """
-    arrays = _load_arrays(path)
-    image_key = next((key for key in IMAGE_KEYS if key in arrays), None)
-    if image_key is None:
-        raise DataError(
-            str(path),
-            got=f"arrays {', '.join(sorted(arrays)) or '(none)'}",
-            expected=f"images under one of {', '.join(IMAGE_KEYS)}",
-        )
-    images = _to_nchw(arrays[image_key], name=f"{path}:{image_key}")
-    label_key = next((key for key in LABEL_KEYS if key in arrays), None)
-    if label_key is None:
-        return Content(images, None, None)
-    return Content(images, _labels(arrays[label_key], len(images), f"{path}:{label_key}"), None)
 
 
 def read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
@@ -130,7 +93,7 @@ def _read_idx_folder(folder: Path, *, split: Split) -> Content:
     label_file = _idx_file(folder, prefix, "labels")
     if label_file is None:
         return Content(images[:, np.newaxis], None, None)
-    labels = _labels(read_idx(label_file, ndim=1), len(images), str(label_file))
+    labels = as_labels(read_idx(label_file, ndim=1), len(images), name=str(label_file))
     return Content(images[:, np.newaxis], labels, None)
 
 
@@ -235,60 +198,3 @@ def _decode(file: Path) -> NDArray[np.uint8]:
 
 def _described(file: Path, image: NDArray[np.uint8]) -> str:
     return f"{file} of {image.shape[2]}x{image.shape[1]}"
-
-
-def _load_arrays(path: Path) -> dict[str, object]:
-    """The arrays by name; None for those that nobody will read, which may be large."""
-    try:
-        # Opened here, because np.load leaves the file open when the archive turns out to be cut.
-        with path.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {IMAGE_KEYS[0]: loaded}
-            wanted = IMAGE_KEYS + LABEL_KEYS
-            return {key: loaded[key] if key in wanted else None for key in loaded.files}
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as fault:
-        raise DataError(
-            str(path),
-            got=f"an unreadable file ({fault})",
-            expected="an .npy or .npz file without pickled objects, whole",
-        ) from fault
-
-
-def _to_nchw(array: object, *, name: str) -> NDArray[np.uint8]:
-    """[n, C, H, W] from n grey images or from n images whose channels are first or last."""
-    expected = "uint8 images [n, H, W], [n, H, W, C] or [n, C, H, W] with C = 1 or 3"
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        got = getattr(array, "dtype", type(array).__name__)
-        raise DataError(name, got=got, expected=expected, hint="scale to 0..255 and store as uint8")
-    if array.ndim not in (3, 4) or array.size == 0:
-        raise DataError(name, got=f"shape {array.shape}", expected=expected)
-    last, first = array.shape[-1] in CHANNELS, array.ndim == 4 and array.shape[1] in CHANNELS
-    # Three axes that end in 1 or 3 are as likely one picture [H, W, C] as n of that width.
-    if (last and first) or (last and array.ndim == 3):
-        raise DataError(
-            name,
-            got=f"shape {array.shape}, which can be read in two ways",
-            expected="one axis that can only be the channels, or none",
-            hint="store [n, C, H, W] with sides other than 1 and 3",
-        )
-    if array.ndim == 3:
-        return array[:, np.newaxis]
-    if not (last or first):
-        raise DataError(name, got=f"shape {array.shape}", expected=expected)
-    return array if first else array.transpose(0, 3, 1, 2)
-
-
-def _labels(array: object, count: int, name: str) -> NDArray[np.int64]:
-    if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.shape == (count,):
-        return array.astype(np.int64)
-    got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    raise DataError(name, got=got, expected=f"integers ({count},), one label per image")

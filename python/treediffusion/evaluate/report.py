@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import ImageSet
+from ..data import ImageSet, to_bytes
 from ..files import write_json
 from ..progress import Progress
 from ..runtime import Engine
@@ -60,11 +60,11 @@ def write_report(
     Returns:
         What `metrics.json` holds.
     """
-    tree = engine.topology
+    tree, pixels = engine.topology, to_bytes(data.images)
     images = SHEET_ROOTS * tree.num_leaves + GALLERY_IMAGES * tree.num_leaves + SAMPLES
     assigning = len(data.images) / ASSIGNED_PER_DRAWN
     with Progress(images + assigning, "drawing", quiet=quiet) as progress:
-        leaf_prob = _assign(engine, data.images, progress)
+        leaf_prob = _assign(engine, pixels, progress)
         sheet = engine.sheet(SHEET_ROOTS, seed=seed)
         progress.advance(SHEET_ROOTS * tree.num_leaves, "every leaf from the same roots")
         gallery = []
@@ -79,7 +79,7 @@ def write_report(
     pictures = {
         "tree": tree_picture(
             tree,
-            node_means(tree, leaf, data.images),
+            node_means(tree, leaf, pixels),
             share,
             leaves[:, :TREE_IMAGES],
             class_counts(tree, leaf, data.labels),

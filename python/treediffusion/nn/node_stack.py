@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,36 +24,51 @@ from torch import Tensor, nn
 
 from ..config import TreeConfig
 from ..topology import TreeTopology
+from .activation import make_activation
+from .codecs import latent_size, make_decoders
 from .gaussians import Gaussian, kl, merge, sample
-from .image_codec import LeafDecoders
 from .stacked import StackedConv, StackedLinear, StackedNorm, copy_rows
 
 
 class Transformations(nn.Module):
-    """From a parent's sample to its child's prior: three convolutions, then mean and variance."""
+    """From a parent's sample to its child's prior, mean and variance.
+
+    Three convolutions and a head without bias; in the MLP form one dense layer and a head with one.
+    """
 
     def __init__(self, nodes: int, config: TreeConfig) -> None:
         super().__init__()
         z, c = config.latent_channels, config.channels
-        self.convs = nn.ModuleList(StackedConv(nodes, z, out) for out in (z, z, c))
-        self.norms = nn.ModuleList(StackedNorm(nodes, out) for out in (z, z, c))
-        self.head = StackedConv(nodes, c, 2 * z)
+        widths = (z, c) if config.is_mlp else (z, z, z, c)
+        kernel = kernel_size(config)
+        self.activation = make_activation(config)
+        self.convs = nn.ModuleList(
+            StackedConv(nodes, a, b, kernel=kernel) for a, b in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(StackedNorm(nodes, width) for width in widths[1:])
+        self.head = StackedConv(nodes, c, 2 * z, kernel=kernel, bias=config.is_mlp)
 
     def forward(self, z: Tensor, rows: slice) -> Gaussian:
         """z: [B, n, Z, R, R] samples of the parents -> the n nodes' priors."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            z = F.silu(norm(conv(z, rows), rows))
+            z = self.activation(norm(conv(z, rows), rows))
         return as_gaussian(self.head(z, rows))
 
 
 class Routers(nn.Module):
-    """The decision of every inner node: a map to the logit of "left"."""
+    """The decision of every inner node: a map to the logit of "left".
 
-    def __init__(self, routers: int, channels: int, hidden: int, pixels: int) -> None:
+    A convolution to one channel, but for vectors; then two hidden layers of the level's width.
+    """
+
+    def __init__(self, routers: int, channels: int, config: TreeConfig) -> None:
         super().__init__()
-        self.conv = StackedConv(routers, channels, 1)
+        hidden = config.channels
+        inputs = channels if config.is_mlp else latent_size(config) ** 2
+        self.activation = make_activation(config)
+        self.conv = None if config.is_mlp else StackedConv(routers, channels, 1)
         self.hidden = nn.ModuleList(
-            StackedLinear(routers, width, hidden, bias=False) for width in (pixels, hidden)
+            StackedLinear(routers, width, hidden, bias=False) for width in (inputs, hidden)
         )
         self.norms = nn.ModuleList(StackedNorm(routers, hidden) for _ in range(2))
         self.out = StackedLinear(routers, hidden, 1, bias=True)
@@ -61,11 +77,45 @@ class Routers(nn.Module):
         """x: [B, I, C, R, R] -> [B, I] logit of the left child's probability."""
         if x.shape[1] == 0:  # a chain of single children routes nowhere
             return x.new_zeros(x.shape[:2])
-        y = self.conv(x).flatten(2)
+        y = (x if self.conv is None else self.conv(x)).flatten(2)
         for linear, norm in zip(self.hidden, self.norms, strict=True):
-            y = F.silu(norm(linear(y)))
+            y = self.activation(norm(linear(y)))
         logit: Tensor = self.out(y).flatten(1)
         return logit
+
+
+class Heads(nn.Module):
+    """The bottom-up estimates of all nodes below the root, straight from their depths' maps.
+
+    The nodes at the largest depth read the encoder's own output, which may be wider than the other
+    maps; they have a stack of their own then. Narrower maps end in zeros.
+    """
+
+    def __init__(self, topology: TreeTopology, config: TreeConfig, *, root_depth: int) -> None:
+        super().__init__()
+        self.depth = topology.depth[1:].tolist()
+        deepest = config.levels - 1 - root_depth
+        wide = sum(depth == deepest for depth in self.depth) if config.encoder_channels else 0
+        self.narrow_rows, self.channels = len(self.depth) - wide, config.channels
+        outputs, kernel, bias = 2 * config.latent_channels, kernel_size(config), config.is_mlp
+        self.narrow = StackedConv(
+            self.narrow_rows, config.channels, outputs, kernel=kernel, bias=bias
+        )
+        self.wide = (
+            StackedConv(wide, config.encoder_channels, outputs, kernel=kernel, bias=bias)
+            if wide and config.encoder_channels
+            else None
+        )
+
+    def forward(self, features: Tensor) -> Gaussian:
+        """features: [B, depths, C, R, R] -> [B, N - 1, Z, R, R] mean and variance."""
+        if self.wide is None:
+            return as_gaussian(self.narrow(features[:, self.depth, : self.channels]))
+        narrow, wide = self.depth[: self.narrow_rows], self.depth[self.narrow_rows :]
+        parts = [self.wide(features[:, wide])]
+        if narrow:
+            parts.insert(0, self.narrow(features[:, narrow, : self.channels]))
+        return as_gaussian(torch.cat(parts, dim=1))
 
 
 @dataclass(frozen=True)
@@ -106,17 +156,17 @@ class NodeStack(nn.Module):
         *,
         image_channels: int,
         image_size: int,
-        latent_size: int,
+        root_depth: int = 0,
     ) -> None:
+        """Builds the networks; root_depth is that of the leaf they grow under, in its own tree."""
         super().__init__()
-        self.topology = topology
-        z, c, pixels = config.latent_channels, config.channels, latent_size**2
-        below, routers = topology.num_nodes - 1, len(topology.routers)
-        self.transformations = Transformations(below, config)
-        self.heads = StackedConv(below, c, 2 * z)
-        self.prior_routers = Routers(routers, z, c, pixels)
-        self.post_routers = Routers(routers, c, c, pixels)
-        self.decoders = LeafDecoders(topology.num_leaves, config, image_channels, image_size)
+        self.topology, self.channels = topology, config.channels
+        routers = len(topology.routers)
+        self.transformations = Transformations(topology.num_nodes - 1, config)
+        self.heads = Heads(topology, config, root_depth=root_depth)
+        self.prior_routers = Routers(routers, config.latent_channels, config)
+        self.post_routers = Routers(routers, config.channels, config)
+        self.decoders = make_decoders(topology.num_leaves, config, image_channels, image_size)
         left, right = edges(topology)
         self.register_buffer("edge_left", torch.from_numpy(left), persistent=False)
         self.register_buffer("edge_right", torch.from_numpy(right), persistent=False)
@@ -142,7 +192,7 @@ class NodeStack(nn.Module):
                 len(root_z), tree.num_nodes - 1, *root_z.shape[1:],
                 dtype=root_z.dtype, device=root_z.device,
             )  # fmt: skip
-        infer = None if features is None else self._infer(features)
+        infer = None if features is None else self.heads(features)
         samples, kls = [root_z[:, None]], []
         for level in tree.levels[1:]:
             rows = slice(level.start - 1, level.stop - 1)  # the root has no row in the stacks
@@ -169,7 +219,7 @@ class NodeStack(nn.Module):
     def route(self, features: Tensor) -> Tensor:
         """The inference routers alone: [B, depths, C_b, R, R] -> [B, I] logits of "left"."""
         depth = self.topology.depth[self.topology.routers].tolist()
-        logit: Tensor = self.post_routers(features[:, depth])
+        logit: Tensor = self.post_routers(features[:, depth, : self.channels])
         return logit
 
     def log_node_prob(self, logit: Tensor) -> Tensor:
@@ -186,25 +236,35 @@ class NodeStack(nn.Module):
         images: Tensor = self.decoders(z[:, self.topology.leaves.tolist()])
         return images
 
-    def _infer(self, features: Tensor) -> Gaussian:
-        """Bottom-up estimates of all nodes below the root: [B, N - 1, Z, R, R]."""
-        return as_gaussian(self.heads(features[:, self.topology.depth[1:].tolist()]))
-
     def copy_from(self, source: NodeStack, *, rename: Callable[[str], str] = lambda n: n) -> None:
         """Takes over the rows of every node that both have; `rename` maps the source's names."""
-        kinds: list[tuple[str, Callable[[TreeTopology], tuple[str, ...]]]] = [
-            ("transformations", lambda tree: tree.names[1:]),
-            ("heads", lambda tree: tree.names[1:]),
-            ("prior_routers", _router_names),
-            ("post_routers", _router_names),
-            ("decoders", lambda tree: tree.leaf_names),
-        ]
-        for part, names_of in kinds:
-            mine = {name: row for row, name in enumerate(names_of(self.topology))}
-            theirs = {rename(name): row for row, name in enumerate(names_of(source.topology))}
-            rows = {theirs[name]: mine[name] for name in theirs.keys() & mine.keys()}
+        mine, theirs = self._rows_by_part(), source._rows_by_part()
+        for part in mine.keys() & theirs.keys():
+            their_row = {rename(name): row for row, name in enumerate(theirs[part])}
+            my_row = {name: row for row, name in enumerate(mine[part])}
+            rows = {their_row[name]: my_row[name] for name in their_row.keys() & my_row.keys()}
             if rows:
-                copy_rows(getattr(self, part), getattr(source, part), rows)
+                copy_rows(self.get_submodule(part), source.get_submodule(part), rows)
+
+    def _rows_by_part(self) -> dict[str, tuple[str, ...]]:
+        """The node names of each stack's rows."""
+        below = self.topology.names[1:]
+        routers = tuple(self.topology.names[row] for row in self.topology.routers)
+        parts = {
+            "transformations": below,
+            "heads.narrow": below[: self.heads.narrow_rows],
+            "prior_routers": routers,
+            "post_routers": routers,
+            "decoders": self.topology.leaf_names,
+        }
+        if self.heads.wide is not None:
+            parts["heads.wide"] = below[self.heads.narrow_rows :]
+        return parts
+
+
+def kernel_size(config: TreeConfig) -> int:
+    """Of the tree's convolutions; a vector is a map of one pixel."""
+    return 1 if config.is_mlp else 3
 
 
 def as_gaussian(heads: Tensor) -> Gaussian:
@@ -223,7 +283,3 @@ def edges(topology: TreeTopology) -> tuple[np.ndarray, np.ndarray]:
         for turn in "01"
     )
     return left, right
-
-
-def _router_names(topology: TreeTopology) -> tuple[str, ...]:
-    return tuple(topology.names[row] for row in topology.routers)

@@ -18,34 +18,65 @@ ALL = slice(None)
 
 
 class StackedConv(nn.Module):
-    """Bias-free stride-1 convolutions; weight: [N, D, C, K, K]."""
+    """Stride-1 convolutions, which keep the side unless told otherwise; weight: [N, D, C, K, K]."""
 
-    def __init__(self, rows: int, channels: int, out_channels: int, *, kernel: int = 3) -> None:
+    def __init__(
+        self,
+        rows: int,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 3,
+        padding: int | None = None,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
+        self.padding = kernel // 2 if padding is None else padding
         self.weight = nn.Parameter(torch.empty(rows, out_channels, channels, kernel, kernel))
         _reset(self.weight, fan_in=channels * kernel * kernel)
+        self.bias = nn.Parameter(torch.empty(rows, out_channels)) if bias else None
+        if self.bias is not None:
+            _reset(self.bias, fan_in=channels * kernel * kernel)
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
-        """x: [B, n, C, R, R] -> [B, n, D, R, R] for the n nodes in `rows`."""
-        weight = self.weight[rows]
-        return stacked_conv(x, weight, padding=weight.shape[-1] // 2)
+        """x: [B, n, C, S, S] -> [B, n, D, S', S'] for the n nodes in `rows`."""
+        y = stacked_conv(x, _part(self.weight, rows), padding=self.padding)
+        return y if self.bias is None else y + _part(self.bias, rows)[..., None, None]
 
 
 class StackedConvTranspose(nn.Module):
-    """Bias-free transposed convolutions with padding 1; weight: [N, C, D, K, K]."""
+    """Transposed convolutions; weight: [N, C, D, K, K]."""
 
     def __init__(
-        self, rows: int, channels: int, out_channels: int, *, kernel: int, stride: int
+        self,
+        rows: int,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int,
+        stride: int,
+        padding: int = 1,
+        output_padding: int = 0,
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.weight = nn.Parameter(torch.empty(rows, channels, out_channels, kernel, kernel))
         # The framework counts a transposed convolution's fan-in over its second axis.
         _reset(self.weight, fan_in=out_channels * kernel * kernel)
+        self.bias = nn.Parameter(torch.empty(rows, out_channels)) if bias else None
+        if self.bias is not None:
+            _reset(self.bias, fan_in=out_channels * kernel * kernel)
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
-        """x: [B, n, C, S, S] -> [B, n, D, S', S']."""
-        return stacked_conv_transpose(x, self.weight[rows], stride=self.stride, padding=1)
+        """x: [B, n, C, S, S] -> [B, n, D, S', S']; S' as the framework's layer has it."""
+        more = self.output_padding
+        cut = 0 if more else self.padding
+        y = stacked_conv_transpose(x, _part(self.weight, rows), stride=self.stride, padding=cut)
+        if more:  # rows and columns that the cut at the end would have taken, or zeros beyond it
+            first, last = -self.padding, more - self.padding
+            y = F.pad(y, (first, last, first, last))
+        return y if self.bias is None else y + _part(self.bias, rows)[..., None, None]
 
 
 class StackedLinear(nn.Module):
@@ -61,8 +92,8 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
         """x: [B, n, in] -> [B, n, out]."""
-        y = torch.bmm(x.transpose(0, 1), self.weight[rows]).transpose(0, 1)
-        return y if self.bias is None else y + self.bias[rows]
+        y = torch.bmm(x.transpose(0, 1), _part(self.weight, rows)).transpose(0, 1)
+        return y if self.bias is None else y + _part(self.bias, rows)
 
 
 class StackedNorm(nn.Module):
@@ -87,10 +118,10 @@ class StackedNorm(nn.Module):
         """x: [B, n, C, ...] -> the same shape."""
         y = F.batch_norm(
             x.flatten(1, 2),
-            self.running_mean[rows].flatten(),
-            self.running_var[rows].flatten(),
-            self.weight[rows].flatten(),
-            self.bias[rows].flatten(),
+            _part(self.running_mean, rows).flatten(),
+            _part(self.running_var, rows).flatten(),
+            _part(self.weight, rows).flatten(),
+            _part(self.bias, rows).flatten(),
             training=self.training,
             momentum=0.1,
             eps=self.eps,
@@ -104,6 +135,11 @@ def copy_rows(target: nn.Module, source: nn.Module, rows: dict[int, int]) -> Non
     tensors = source.state_dict(keep_vars=True)
     for name, tensor in target.state_dict(keep_vars=True).items():
         tensor[list(rows.values())] = tensors[name][list(rows)]
+
+
+def _part(tensor: Tensor, rows: slice) -> Tensor:
+    """The chosen rows; all of them without a slice, whose gradient would be a copy."""
+    return tensor if rows == ALL else tensor[rows]
 
 
 def _reset(tensor: Tensor, *, fan_in: int) -> None:

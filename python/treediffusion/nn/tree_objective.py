@@ -60,10 +60,51 @@ def subtree_elbo(
 ) -> Elbo:
     """The terms of two growing leaves; log_prob: [B] of reaching the leaf they grow under.
 
-    A node's KL of one image is cut as in a whole tree, which the published code does not do here.
+    As published, no node's KL is cut here.
     """
     zero = images.new_zeros(())
-    return _elbo(nodes, found, images, likelihood, kl_root=zero, log_prob=log_prob)
+    return _elbo(nodes, found, images, likelihood, kl_root=zero, log_prob=log_prob, limit=torch.inf)
+
+
+@dataclass(frozen=True)
+class LeafShares:
+    """What each leaf contributes to an image's terms; all [B, L] nats."""
+
+    reconstruction: Tensor
+    elbo: Tensor
+
+
+def leaf_shares(
+    nodes: NodeStack, found: Inference, images: Tensor, *, likelihood: str
+) -> LeafShares:
+    """The negative ELBO of each image, divided among the leaves without a rest.
+
+    What reaches a node is what reaches the leaves below it, P(i) = sum of their P(l). So
+
+        -ELBO = sum_l P(l) (loss(x, l) + KL_root + sum_{i above or at l} KL_i + KL(q_i || p_i))
+
+    whose terms are the leaves' shares; their first part is the reconstruction alone. KL terms have
+    the weight 1 and are not cut. TreeVAE 2.5 names both, besides the number of samples, as
+    criteria of which leaf to split.
+
+    Args:
+        nodes: the tree's networks, for its decoders.
+        found: the pass over `images`.
+        images: [B, C, H, W] in 0..1.
+        likelihood: "bernoulli" or "gaussian".
+    """
+    tree, seen = nodes.topology, found.nodes
+    assert seen.node_kl is not None
+    assert seen.post_logit is not None
+    rows = torch.arange(tree.num_nodes, device=images.device)
+    paths = torch.from_numpy(tree.paths).to(images.device)  # [L, P], filled up with -1
+    on_path = (paths[:, :, None] == rows).any(1).T.to(images.dtype)  # [N, L]
+    decision_kl = bernoulli_kl(seen.post_logit, seen.prior_logit)
+    kl = found.root_kl[:, None] + seen.node_kl @ on_path[1:]
+    kl = kl + decision_kl @ on_path[tree.routers.tolist()]
+    prob = seen.log_node_prob[:, tree.leaves.tolist()].exp()
+    error = image_error(nodes.decode(seen.z), images[:, None], likelihood)
+    return LeafShares(reconstruction=prob * error, elbo=prob * (error + kl))
 
 
 def _elbo(
@@ -74,6 +115,7 @@ def _elbo(
     *,
     kl_root: Tensor,
     log_prob: Tensor | None = None,
+    limit: float = KL_LIMIT,
 ) -> Elbo:
     tree = nodes.topology
     assert found.node_kl is not None
@@ -82,7 +124,7 @@ def _elbo(
     if log_prob is not None:
         log_node_prob = log_node_prob + log_prob[:, None]
     prob = log_node_prob.exp()  # [B, N]
-    node_kl = (prob[:, 1:] * found.node_kl).clamp(-1, KL_LIMIT).sum(1)
+    node_kl = (prob[:, 1:] * found.node_kl).clamp(-1, limit).sum(1)
     decision_kl = prob[:, tree.routers.tolist()] * bernoulli_kl(found.post_logit, found.prior_logit)
     error = image_error(nodes.decode(found.z), images[:, None], likelihood)  # [B, L]
     return Elbo(

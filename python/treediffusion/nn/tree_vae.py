@@ -1,4 +1,4 @@
-"""TreeVAE: a binary tree of Gaussian latents over images (Manduchi et al., NeurIPS 2023; CNN form).
+"""TreeVAE: a binary tree of Gaussian latents over images (Manduchi et al., NeurIPS 2023).
 
 Three exact splits of its work, so that nobody pays for what is not used:
 
@@ -10,63 +10,75 @@ Three exact splits of its work, so that nobody pays for what is not used:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ..config import TreeConfig
 from ..errors import TopologyError
 from ..topology import TreeTopology
+from .activation import make_activation
+from .codecs import latent_size, make_encoder
 from .gaussians import Gaussian, kl, sample
-from .image_codec import Encoder, latent_size
-from .node_stack import NodeStack, TreePass, as_gaussian
-from .stacked import StackedConv, StackedLinear, StackedNorm
-
-EMBEDDING_SIZE = 10
-EMBEDDING_HIDDEN = 128
+from .node_stack import NodeStack, TreePass, as_gaussian, kernel_size
+from .projections import Projections
+from .stacked import StackedConv, StackedNorm
 
 
 class BottomUp(nn.Module):
-    """Image to one map per depth: the encoder, then a block per further level."""
+    """Image to one map per depth: the encoder, then a block per further level.
+
+    A block has three convolutions, in the MLP form one dense layer.
+    """
 
     def __init__(self, config: TreeConfig, image_channels: int, image_size: int) -> None:
         super().__init__()
-        c = config.channels
+        c, kernel = config.channels, kernel_size(config)
+        first = config.encoder_channels or c
         self.residual = config.residual
-        self.encoder = Encoder(config, image_channels, image_size)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([*(StackedConv(1, c, c) for _ in range(3)),
-                           *(StackedNorm(1, c) for _ in range(3))])
-            for _ in range(config.levels - 1)
-        )  # fmt: skip
+        self.activation = make_activation(config)
+        self.encoder = make_encoder(config, image_channels, image_size)
+        self.blocks = nn.ModuleList()
+        for level in range(config.levels - 1):
+            widths = (first if level == 0 else c, *([c] if config.is_mlp else [c, c, c]))
+            convs = [StackedConv(1, a, b, kernel=kernel) for a, b in pairwise(widths)]
+            norms = [StackedNorm(1, width) for width in widths[1:]]
+            self.blocks.append(nn.ModuleList([*convs, *norms]))
+        if config.spectral_norm:
+            self._divide_by_spectral_norms()
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, C, H, W] in 0..1 -> [B, levels, C_b, R, R], the root's map first."""
+        """images: [B, C, H, W] in 0..1 -> [B, levels, C, R, R], the root's map first.
+
+        C is the widest level's number of channels; narrower maps end in zeros.
+        """
         maps = [self.encoder(images)[:, None]]
         for block in self.blocks:
             y, layers = maps[-1], list(block.children())
-            for conv, norm in zip(layers[:3], layers[3:], strict=True):
-                y = F.silu(norm(conv(y)))
-            maps.append(y + maps[-1] if self.residual else y)
+            half = len(layers) // 2
+            for conv, norm in zip(layers[:half], layers[half:], strict=True):
+                y = self.activation(norm(conv(y)))
+            same = y.shape == maps[-1].shape
+            maps.append(y + maps[-1] if self.residual and same else y)
+        missing = maps[0].shape[2] - maps[-1].shape[2]
+        if missing:
+            maps = [maps[0], *(F.pad(y, (0, 0, 0, 0, 0, missing)) for y in maps[1:])]
         return torch.cat(maps[::-1], dim=1)
 
-
-class Projections(nn.Module):
-    """Embeddings of every bottom-up map for the contrastive term, one small network per level."""
-
-    def __init__(self, config: TreeConfig, pixels: int) -> None:
-        super().__init__()
-        self.conv = StackedConv(config.levels, config.channels, 1)
-        self.hidden = StackedLinear(config.levels, pixels, EMBEDDING_HIDDEN, bias=False)
-        self.norm = StackedNorm(config.levels, EMBEDDING_HIDDEN)
-        self.out = StackedLinear(config.levels, EMBEDDING_HIDDEN, EMBEDDING_SIZE, bias=True)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features: [B, levels, C_b, R, R] -> [B, levels, 10]."""
-        y = self.hidden(self.conv(features).flatten(2))
-        embedding: Tensor = self.out(F.silu(self.norm(y)))
-        return embedding
+    def _divide_by_spectral_norms(self) -> None:
+        """Where the published code does it: the encoder, and each block's first convolutions."""
+        for layer in self.encoder.modules():
+            if isinstance(layer, nn.Conv2d):
+                spectral_norm(layer)
+            elif isinstance(layer, StackedConv):
+                spectral_norm(layer, dim=1)  # [1, D, C, K, K]: by output channel
+        for block in self.blocks:
+            convs = [layer for layer in block.children() if isinstance(layer, StackedConv)]
+            for conv in convs[:2]:
+                spectral_norm(conv, dim=1)
 
 
 @dataclass(frozen=True)
@@ -100,13 +112,17 @@ class TreeVAE(nn.Module):
             )
         self.config, self.topology = config, topology
         self.image_shape = (image_channels, image_size, image_size)
-        self.latent_size = latent_size(config, image_size)
+        self.latent_size = latent_size(config)
         self.bottom_up = BottomUp(config, image_channels, image_size)
-        self.root_head = StackedConv(1, config.channels, 2 * config.latent_channels)
-        self.nodes = self._stack(topology)
-        self.projections = (
-            Projections(config, self.latent_size**2) if config.contrastive.weight else None
+        self.root_head = StackedConv(
+            1,
+            config.channels,
+            2 * config.latent_channels,
+            kernel=kernel_size(config),
+            bias=config.is_mlp,
         )
+        self.nodes = self._stack(topology)
+        self.projections = Projections(config) if config.contrastive.weight else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -150,7 +166,7 @@ class TreeVAE(nn.Module):
 
     def root_posterior(self, features: Tensor) -> Gaussian:
         """[B, levels, C_b, R, R] -> the root's Gaussian, straight from its head."""
-        mean, var = as_gaussian(self.root_head(features[:, :1]))
+        mean, var = as_gaussian(self.root_head(features[:, :1, : self.config.channels]))
         return Gaussian(mean[:, 0], var[:, 0])
 
     def generate(self, noise: Tensor) -> TreePass:
@@ -167,9 +183,9 @@ class TreeVAE(nn.Module):
         images = self.nodes.decode(z)
         return torch.sigmoid(images) if self.config.likelihood == "bernoulli" else images
 
-    def new_leaves(self) -> NodeStack:
-        """Fresh networks for two leaves under any leaf of this tree."""
-        return self._stack(TreeTopology.initial())
+    def new_leaves(self, leaf: str) -> NodeStack:
+        """Fresh networks for two leaves under a leaf of this tree."""
+        return self._stack(TreeTopology.initial(), root_depth=len(leaf) - 1)
 
     def grow(self, leaf: str, children: NodeStack) -> TreeVAE:
         """This tree with trained `children` attached under a leaf, whose decoder is dropped."""
@@ -198,12 +214,12 @@ class TreeVAE(nn.Module):
         tree.nodes.copy_from(self.nodes)
         return tree
 
-    def _stack(self, topology: TreeTopology) -> NodeStack:
+    def _stack(self, topology: TreeTopology, *, root_depth: int = 0) -> NodeStack:
         channels, size, _ = self.image_shape
         return NodeStack(
             topology,
             self.config,
             image_channels=channels,
             image_size=size,
-            latent_size=self.latent_size,
+            root_depth=root_depth,
         )

@@ -25,6 +25,8 @@ from ..files import write_atomic
 
 FORMAT = 1
 KEY = "treediffusion"
+INTERVAL_S = 10.0
+"""Seconds after which a stage at work writes its next checkpoint."""
 
 JSON: TypeAlias = Any
 """What JSON can hold: None, bool, int, float, str, and lists and string-keyed dicts of these."""

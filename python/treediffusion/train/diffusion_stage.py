@@ -22,12 +22,15 @@ from ..config import DiffusionConfig
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import make_denoiser, make_schedule
 from ..diffusion.objective import diffusion_loss
+from ..errors import TrainingError
 from ..nn.ema import Ema
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
 from . import checkpoint
+from .budget import OutOfTime
+from .measure import CHUNK
+from .optimizer import make_adam
 from .plan import step_cost
-from .tree_stage import CHECKPOINT_INTERVAL_S, CHUNK
 
 LOSS_WINDOW = 100
 """Steps that the reported loss is a mean of."""
@@ -76,7 +79,7 @@ class DiffusionStage:
         self.state = DiffusionState()
         self.denoiser = make_denoiser(tree, config).to(images.device)
         self.ema = Ema(self.denoiser, config.ema)
-        self._optimizer = torch.optim.Adam(self.denoiser.parameters(), config.learning_rate)
+        self._optimizer = make_adam(self.denoiser.parameters(), config.learning_rate)
         coefs = make_schedule(config).add_noise_coefs
         self._coefs = torch.from_numpy(coefs).to(images)
         self._paths = torch.from_numpy(tree.topology.paths).long().to(images.device)
@@ -90,9 +93,22 @@ class DiffusionStage:
         return self.state.step >= self.config.steps
 
     def run(self) -> Denoiser:
-        """Trains until done; returns the averaged network in eval mode."""
+        """Trains until done; returns the averaged network in eval mode.
+
+        Raises:
+            OutOfTime: the progress ended the call; a checkpoint is saved.
+            TrainingError: a loss is not finite; the last checkpoint stays.
+        """
+        try:
+            self._train()
+        except OutOfTime:
+            self._save()
+            raise
+        return self.ema.module
+
+    def _train(self) -> None:
         if self.done:
-            return self.ema.module
+            return
         features, leaf_prob = self._frozen()
         x0 = self.images if self.config.pixel_range == "0..1" else 2 * self.images - 1
         self.denoiser.train()
@@ -101,12 +117,12 @@ class DiffusionStage:
             index = self._batch()
             y = self._condition(features[index], leaf_prob[index])
             loss = diffusion_loss(self.denoiser, x0[index], y, self._coefs, loss=self.config.loss)
+            self._check_finite(loss)
             self._update(loss)
             self._report(float(loss.detach()))
-            if self.done or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+            if self.done or time.monotonic() - saved > checkpoint.INTERVAL_S:
                 self._save()
                 saved = time.monotonic()
-        return self.ema.module
 
     def _frozen(self) -> tuple[Tensor, Tensor]:
         """[n, levels, C_b, R, R] bottom-up maps and [n, L] leaf probabilities of all images."""
@@ -135,6 +151,16 @@ class DiffusionStage:
             rows = torch.arange(len(z), device=z.device)[:, None]
             z_path = z[rows, nodes.clamp(min=0)]  # [B, P, D]
         return self.denoiser.condition(z_path, nodes)
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not loss.isfinite():
+            kept = f"; {self.path} holds the last good state" if self.path.exists() else ""
+            raise TrainingError(
+                f"diffusion, step {self.state.step + 1}",
+                got=f"a loss of {float(loss.detach())}",
+                expected="a finite number",
+                hint=f"train into another folder with a lower diffusion.learning_rate{kept}",
+            )
 
     def _update(self, loss: Tensor) -> None:
         for group in self._optimizer.param_groups:

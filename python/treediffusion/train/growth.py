@@ -1,11 +1,9 @@
-"""Which leaf is split next, which leaf is pruned: decisions from leaf probabilities alone.
+"""Which leaf is split next, which leaf is pruned: decisions from leaf probabilities and a score.
 
 No label is involved. Reference: TreeVAE 2.5 and the published code where the two differ.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,42 +12,48 @@ from ..config import TreeConfig
 from ..topology import TreeTopology
 
 
-@dataclass(frozen=True)
-class Split:
-    """A leaf to grow under.
+def effective_leaves(leaf_prob: Tensor, config: TreeConfig) -> int:
+    """Leaves that hold `min_share` of the probability; leaf_prob: [n, L], rows sum to 1."""
+    return int((leaf_prob.mean(0) >= config.min_share).sum())
 
-    Attributes:
-        leaf: its name.
-        members: [n] bool, the images that belong to it and train its children.
+
+def members(leaf_prob: Tensor, config: TreeConfig) -> Tensor:
+    """[n, L] bool, the images that belong to each leaf and would train its children.
+
+    An image belongs to a leaf if its probability is at least 1 / leaves (at most 1/2), so that
+    undecided images train both sides.
     """
-
-    leaf: str
-    members: Tensor
+    return leaf_prob >= min(1 / max(effective_leaves(leaf_prob, config), 1), 0.5)
 
 
-def choose_split(leaf_prob: Tensor, topology: TreeTopology, config: TreeConfig) -> Split | None:
-    """The leaf with most images, or None when growth has ended.
+def choose_split(
+    leaf_prob: Tensor, topology: TreeTopology, config: TreeConfig, *, score: Tensor | None = None
+) -> str | None:
+    """The leaf to split, or None when growth has ended.
 
-    Growth ends at `max_leaves` leaves that hold `min_share` of the probability each. An image
-    counts for a leaf if its probability is at least 1 / leaves (at most 1/2), so that undecided
-    images train both sides. A leaf needs a batch of images, and room below it: as published, growth
-    ends altogether when the candidate is at the largest depth.
+    Growth ends at `max_leaves` effective leaves. Else the leaf with the highest score is split, if
+    it has a batch of images and room below it. One with fewer images is passed over; one that is
+    too deep is too, or ends growth, as `at_full_depth` says.
 
     Args:
         leaf_prob: [n, L] float, rows sum to 1.
         topology: the tree.
         config: its settings.
+        score: [L] float; None for the number of each leaf's images.
     """
-    effective = int((leaf_prob.mean(0) >= config.min_share).sum())
-    if effective >= config.max_leaves:
+    if effective_leaves(leaf_prob, config) >= config.max_leaves:
         return None
-    members = leaf_prob >= min(1 / max(effective, 1), 0.5)
-    count = members.sum(0)
-    leaf = int(count.argmax())
-    name = topology.leaf_names[leaf]
-    if len(name) - 1 >= config.levels - 1 or count[leaf] < min(config.batch_size, len(leaf_prob)):
-        return None
-    return Split(name, members[:, leaf])
+    count = members(leaf_prob, config).sum(0)
+    order = (count if score is None else score).argsort(descending=True, stable=True)
+    for leaf in order.tolist():
+        name: str = topology.leaf_names[leaf]
+        if count[leaf] < min(config.batch_size, len(leaf_prob)):
+            continue
+        if len(name) - 1 < config.levels - 1:
+            return name
+        if config.at_full_depth == "stop":
+            return None
+    return None
 
 
 def choose_pruned(leaf_prob: Tensor, topology: TreeTopology, config: TreeConfig) -> str | None:

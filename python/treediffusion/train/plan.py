@@ -11,7 +11,7 @@ from ..config import DiffusionConfig, TreeConfig
 
 def phase_cost(kind: str, epochs: int, images: int, leaves: int) -> float:
     """Cost of a phase on a tree of so many leaves; a subtree has always two."""
-    share = 0.6 if kind == "subtree" else (2 + leaves) / 4
+    share = 0.5 if kind == "subtree" else (2 + leaves) / 4
     return epochs * images * share
 
 
@@ -21,7 +21,7 @@ def tree_cost(config: TreeConfig, images: int) -> float:
     total = phase_cost("initial", phases.initial, images, 2)
     for leaves in range(2, config.max_leaves):
         total += phase_cost("subtree", phases.subtree, round(1.4 * images / leaves), leaves)
-        if (leaves - 1) % phases.intermediate_every == 0:
+        if (leaves - 1) % phases.intermediate_every == 0 and leaves + 1 < config.max_leaves:
             total += phase_cost("intermediate", phases.intermediate, images, leaves + 1)
     return total + phase_cost("final", phases.final, images, config.max_leaves)
 

@@ -3,7 +3,7 @@
 A tree's clusters vary with its seed by ten points of accuracy and more. The ELBO is the judge that
 needs no labels. Each tree is trained by a process of its own, with its own checkpoint, so that a
 machine with as many free cores needs little more time than for one. A process whose parent has died
-stops at its next batch.
+stops at its next batch, and so do all when the call's time is over, which the parent alone watches.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import multiprocessing
 import queue
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,15 +25,20 @@ from ..config import Config
 from ..data import load_images, to_float
 from ..errors import TrainingError, TreeDiffusionError
 from ..progress import Progress
+from .budget import OutOfTime
 from .tree_stage import TreeStage
+from .tree_state import PhaseEnd
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of restarts, so that those of neighbouring runs do not meet."""
 PATIENCE_S = 1.0
 
+Say: TypeAlias = Callable[[str], None]
+"""Takes a line for whoever looks on."""
+
 
 def train_trees(
-    images: Tensor, config: Config, paths: list[Path], progress: Progress | None
+    images: Tensor, config: Config, paths: list[Path], progress: Progress, say: Say
 ) -> TreeStage:
     """Trains a tree for each path, or continues it, and returns the stage of the best.
 
@@ -40,32 +47,42 @@ def train_trees(
         config: the run's settings.
         paths: a checkpoint for each restart.
         progress: told about all of them, in the unit of `tree_cost` of one.
+        say: told how each phase ended.
+
+    Raises:
+        OutOfTime: the progress ended the call; all checkpoints are saved.
+        TrainingError: one of them cannot go on; so do all other errors of a stage.
     """
-    if len(paths) > 1:
-        _side_by_side(config, paths, progress)
-        progress = None
+    _side_by_side(config, paths, progress, say)
     stages = []
     for number, path in enumerate(paths):
         torch.manual_seed(config.seed + number * SEED_STRIDE)
-        stage = TreeStage(images, config.tree, path, progress)
+        stage = TreeStage(images, config.tree, path)
         stage.run()
         stages.append(stage)
     return max(stages, key=lambda stage: float(stage.state.history[-1]["elbo"]))
 
 
-def _side_by_side(config: Config, paths: list[Path], progress: Progress | None) -> None:
+def _side_by_side(config: Config, paths: list[Path], progress: Progress, say: Say) -> None:
     """A process for each path; returns when all have finished."""
     context = multiprocessing.get_context("spawn")
     news: Any = context.Queue()
+    stop = context.Event()
     workers: list[BaseProcess] = [
-        context.Process(target=_work, args=(config, number, path, news), daemon=True)
+        context.Process(target=_work, args=(config, number, path, news, stop), daemon=True)
         for number, path in enumerate(paths)
     ]
     for worker in workers:
         worker.start()
+    over: OutOfTime | None = None
     try:
+        # News are read to the end in any case: a process that nobody listens to cannot end.
         while any(worker.is_alive() for worker in workers) or not news.empty():
-            _read(news, len(paths), progress)
+            try:
+                _read(news, len(paths), progress, say)
+            except OutOfTime as end:
+                over = over or end
+                stop.set()
         for number, worker in enumerate(workers):
             worker.join()
             if worker.exitcode:
@@ -78,47 +95,61 @@ def _side_by_side(config: Config, paths: list[Path], progress: Progress | None) 
     finally:
         for worker in workers:
             worker.terminate()
+    if over is not None:
+        raise over
 
 
-def _read(news: Any, trees: int, progress: Progress | None) -> None:
+def _read(news: Any, trees: int, progress: Progress, say: Say) -> None:
     try:
         kind, value, where = news.get(timeout=PATIENCE_S)
     except queue.Empty:
         return
     if kind == "error":
         raise value
-    if progress is not None and kind == "skip":
+    if kind == "say":
+        say(where)
+    elif kind == "skip":
         progress.skip(value / trees)
-    elif progress is not None:
+    else:
         progress.advance(value / trees, f"best of {trees}, {where}")
 
 
 class _Messenger(Progress):
     """Progress that is told to the parent; without a parent there is nobody to train for."""
 
-    def __init__(self, news: Any) -> None:
+    def __init__(self, number: int, news: Any, stop: Event) -> None:
         super().__init__(1, "", quiet=True)
-        self._news = news
+        self._number, self._news, self._stop = number, news, stop
 
     def advance(self, amount: float, description: str) -> None:
         parent = multiprocessing.parent_process()
         if parent is None or not parent.is_alive():
             sys.exit(1)
         self._news.put(("advance", amount, description))
+        if self._stop.is_set():
+            raise OutOfTime(description, self.fraction, None)
 
     def skip(self, amount: float) -> None:
         self._news.put(("skip", amount, ""))
 
+    def look(self, end: PhaseEnd) -> None:
+        """What a stage shows when a phase has ended."""
+        self._news.put(("say", 0.0, f"tree {self._number} {end}"))
 
-def _work(config: Config, number: int, path: Path, news: Any) -> None:
+
+def _work(config: Config, number: int, path: Path, news: Any, stop: Event) -> None:
     """One tree, in a process of its own."""
     # An interrupt from the keyboard reaches every process; the parent answers for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.tree.restarts))
+    messenger = _Messenger(number, news, stop)
     try:
         images = torch.from_numpy(to_float(load_images(config.data).images))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.seed + number * SEED_STRIDE)
-        TreeStage(images.to(device), config.tree, path, _Messenger(news)).run()
+        stage = TreeStage(images.to(device), config.tree, path, messenger, look=messenger.look)
+        stage.run()
+    except OutOfTime:
+        pass  # its checkpoint is saved, and the parent knows
     except TreeDiffusionError as fault:
         news.put(("error", fault, ""))

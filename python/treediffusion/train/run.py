@@ -2,15 +2,20 @@
 
 config.json             resolved settings; the same command continues the run
 tree.safetensors        the tree's training state; of several restarts, the best one's
-tree.json               the finished tree, readable
+tree.json               the tree as it stands, readable
+tree-N.*                the same for each of several restarts
 diffusion.safetensors   the denoiser's training state
 training.json           what the training saw: ELBO terms per phase, diffusion loss
+
+Both stages stop when the call's minutes are over, and go on with the next call as if they had not.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,68 +27,139 @@ from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
 from ..files import write_atomic, write_json, write_text
 from ..nn.tree_vae import TreeVAE
-from ..progress import Progress
 from ..topology import TreeTopology
 from . import checkpoint
+from .budget import TrainingProgress
 from .diffusion_stage import DiffusionStage
 from .plan import diffusion_cost, tree_cost
 from .restarts import train_trees
-from .tree_stage import TreeStage
+from .tree_stage import TreeStage, check_images
+from .tree_state import Phase, PhaseEnd
 
 CONFIG, TREE, DIFFUSION = "config.json", "tree.safetensors", "diffusion.safetensors"
 RESTART = "tree-{}.safetensors"
 TOPOLOGY, HISTORY = "tree.json", "training.json"
 
 
-def train(config: Config, run: Path, *, quiet: bool = False) -> TreeDiffusion:
+Look: TypeAlias = Callable[[ImageSet, PhaseEnd], None]
+"""Shown the images and the tree whenever a phase of the tree has ended."""
+
+
+def train(
+    config: Config,
+    run: Path,
+    *,
+    minutes: float | None = None,
+    look: Look | None = None,
+    quiet: bool = False,
+) -> TreeDiffusion:
     """Trains both stages, continuing whatever the folder already holds.
 
     Args:
         config: the settings.
         run: the run's folder, made if absent.
+        minutes: time of this call; None for as long as it takes.
+        look: shown the tree as it grows; of several restarts, the finished tree alone.
         quiet: no progress bar.
 
     Raises:
+        OutOfTime: the minutes are over; the same call continues.
         ConfigError: the folder holds a run with other settings.
         DataError: the images cannot be read, or are not those the run began with.
         CheckpointError: a checkpoint cannot be read or written.
+        TrainingError: the training cannot go on.
     """
+    progress = TrainingProgress(minutes=minutes, quiet=quiet)
+    data, images = _open(config, run)
+    drawing = diffusion_cost(config.diffusion, images.shape[-1])
+    with progress:
+        progress.extend(tree_cost(config.tree, len(images)) + drawing)
+        first = _train_tree(data, images, config, run, progress, look)
+        # What growing cost is known by now, whatever was planned.
+        progress.extend(progress.done + drawing)
+        torch.manual_seed(config.seed + 1)
+        second = DiffusionStage(
+            images, first.tree, config.diffusion, run / DIFFUSION,
+            seed=config.seed, progress=progress,
+        )  # fmt: skip
+        denoiser = second.run()
+    write_json(run / HISTORY, {"tree": first.state.history, "diffusion": second.state.history})
+    share = np.array(first.state.node_share)
+    return TreeDiffusion(config, first.tree, denoiser, share, data.fingerprint)
+
+
+def train_tree(
+    config: Config,
+    run: Path,
+    *,
+    minutes: float | None = None,
+    look: Look | None = None,
+    quiet: bool = False,
+) -> TreeTopology:
+    """Trains the first stage alone; arguments and errors are those of `train`."""
+    progress = TrainingProgress(minutes=minutes, quiet=quiet)
+    data, images = _open(config, run)
+    with progress:
+        progress.extend(tree_cost(config.tree, len(images)))
+        return _train_tree(data, images, config, run, progress, look).tree.topology
+
+
+def check_tree(run: Path) -> None:
+    """Makes sure that a run's first stage is done, before anything is read or written for it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    exists = (run / TREE).exists()
+    kind = checkpoint.load(run / TREE)[1]["phase"]["kind"] if exists else None
+    if kind != "done":
+        raise CheckpointError(
+            str(run / TREE),
+            got=f"a tree in its phase '{kind}'" if exists else "no tree",
+            expected="a finished one",
+            hint="train it first, with `treediffusion train`",
+        )
+
+
+def _open(config: Config, run: Path) -> tuple[ImageSet, Tensor]:
+    """The images, as stored and on the device to train on; the folder is the run's from here on."""
     if config.threads:
         torch.set_num_threads(config.threads)
     data = load_images(config.data)
     images = torch.from_numpy(to_float(data.images))
     _check_square(images)
+    check_images(images)
     _claim(run, config, data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = images.to(device)
-    total = tree_cost(config.tree, len(images)) + diffusion_cost(config.diffusion, images.shape[-1])
-    with Progress(total, "training", quiet=quiet) as progress:
-        stage = _train_tree(images, config, run, progress)
-        tree = stage.tree
-        write_text(run / TOPOLOGY, tree.topology.to_json())
-        # What growing cost is known by now, whatever was planned.
-        progress.extend(progress.done + diffusion_cost(config.diffusion, images.shape[-1]))
-        torch.manual_seed(config.seed + 1)
-        second = DiffusionStage(
-            images, tree, config.diffusion, run / DIFFUSION, seed=config.seed, progress=progress
-        )
-        denoiser = second.run()
-    write_json(run / HISTORY, {"tree": stage.state.history, "diffusion": second.state.history})
-    share = np.array(stage.state.node_share)
-    return TreeDiffusion(config, tree, denoiser, share, data.fingerprint)
+    return data, images.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _train_tree(images: Tensor, config: Config, run: Path, progress: Progress) -> TreeStage:
+def _train_tree(
+    data: ImageSet,
+    images: Tensor,
+    config: Config,
+    run: Path,
+    progress: TrainingProgress,
+    look: Look | None,
+) -> TreeStage:
     """The tree's stage; of several restarts the best becomes the run's checkpoint."""
+
+    def show(end: PhaseEnd) -> None:
+        progress.say(str(end))
+        if look is not None:
+            look(data, end)
+
+    torch.manual_seed(config.seed)
     if config.tree.restarts == 1 or (run / TREE).exists():
-        torch.manual_seed(config.seed)
-        stage = TreeStage(images, config.tree, run / TREE, progress)
+        stage = TreeStage(images, config.tree, run / TREE, progress, look=show)
         stage.run()
-        return stage
-    paths = [run / RESTART.format(number) for number in range(config.tree.restarts)]
-    best = train_trees(images, config, paths, progress)
-    write_atomic(run / TREE, lambda file: file.write(best.path.read_bytes()))
-    return best
+    else:
+        paths = [run / RESTART.format(number) for number in range(config.tree.restarts)]
+        stage = train_trees(images, config, paths, progress, progress.say)
+        write_atomic(run / TREE, lambda file: file.write(stage.path.read_bytes()))
+        show(stage.phase_end(Phase("final"), stage.leaf_prob()))
+    write_text(run / TOPOLOGY, stage.tree.topology.to_json())
+    write_json(run / HISTORY, {"tree": stage.state.history})
+    return stage
 
 
 def load_run(run: Path) -> TreeDiffusion:
@@ -97,19 +173,14 @@ def load_run(run: Path) -> TreeDiffusion:
     """
     run = run.parent if run.suffix == ".safetensors" else run
     config, fingerprint, shape = _read_claim(run)
+    check_tree(run)
     tensors, state = checkpoint.load(run / TREE)
-    if state["phase"]["kind"] != "done":
-        raise CheckpointError(
-            str(run / TREE),
-            got=f"a tree in its phase '{state['phase']['kind']}'",
-            expected="a finished one",
-            hint="continue the run with `treediffusion train`",
-        )
     channels, size, _ = shape
     topology = TreeTopology(tuple(state["topology"]))
     tree = TreeVAE(config.tree, topology, image_channels=channels, image_size=size)
     tree.load_state_dict(_under("model.tree.", tensors))
-    second, progress = checkpoint.load(run / DIFFUSION)
+    exists = (run / DIFFUSION).exists()
+    second, progress = checkpoint.load(run / DIFFUSION) if exists else ({}, {"step": 0})
     if progress["step"] < config.diffusion.steps:
         raise CheckpointError(
             str(run / DIFFUSION),

@@ -1,68 +1,42 @@
 """Training and growing a TreeVAE: a state machine that can stop and go on anywhere.
 
-    initial -> [subtree of the fullest leaf -> attach -> every third time: intermediate]* -> prune
+    initial -> [subtree of the next leaf -> attach -> every third time: intermediate]* -> prune
             -> final -> done
 
 What comes next depends only on what has been trained, so the state is small: the networks, the
-optimiser's moments, the random numbers, the phase and its epoch. It is written after every phase
-and every few seconds in between; a killed run continues from there, bit for bit on the CPU.
+optimiser's moments, the random numbers, the phase, its epoch and step. It is written after every
+phase, every few seconds in between, and when a call's time is over; a killed run continues from
+there, bit for bit on the CPU. Nothing is written that is not finite.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TreeConfig
-from ..data.views import random_view
-from ..nn.node_stack import NodeStack, TreePass
-from ..nn.tree_objective import Elbo, contrastive_loss, subtree_elbo, tree_elbo
+from ..errors import DataError, TrainingError
+from ..files import write_text
+from ..nn.node_stack import NodeStack
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
 from ..topology import TreeTopology
 from . import checkpoint
-from .growth import choose_pruned, choose_split
+from .annealing import kl_weight, learning_rate
+from .budget import OutOfTime
+from .growth import choose_pruned, choose_split, effective_leaves, members
+from .losses import Objective, SubtreeObjective, TreeObjective
+from .measure import leaf_prob, mean_elbo, split_score
+from .optimizer import make_adam
 from .plan import phase_cost
-
-PhaseKind = Literal["initial", "subtree", "intermediate", "final", "done"]
-
-CHECKPOINT_INTERVAL_S = 10.0
-CHUNK = 1000
-"""Images in a pass without gradients."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with one set of weights; `leaf` is the one a subtree grows under."""
-
-    kind: PhaseKind
-    leaf: str | None = None
-
-
-@dataclass
-class TreeState:
-    """Where training stands, besides the networks.
-
-    Attributes:
-        phase: what is being trained.
-        epoch: epochs of the phase that are done.
-        splits: leaves split so far.
-        history: a row per finished phase, with the ELBO's terms on the training images.
-        node_share: [N] share of the images that reach each node; empty until done.
-    """
-
-    phase: Phase = Phase("initial")
-    epoch: int = 0
-    splits: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    node_share: list[float] = field(default_factory=list)
+from .tree_state import Phase, PhaseEnd, TreeState
 
 
 class TreeStage:
@@ -71,68 +45,131 @@ class TreeStage:
     Args:
         images: [n, C, H, W] float in 0..1, on the device to train on.
         config: the tree's settings.
-        path: the checkpoint; an existing one is continued.
-        progress: told about every epoch, in the unit of `tree_cost`.
+        path: the checkpoint; an existing one is continued. The tree as it stands lies beside it,
+            as readable JSON.
+        progress: told about every step, in the unit of `tree_cost`.
+        look: shown how each phase ended.
+
+    Raises:
+        DataError: images that cannot be trained on.
     """
 
     def __init__(
-        self, images: Tensor, config: TreeConfig, path: Path, progress: Progress | None = None
+        self,
+        images: Tensor,
+        config: TreeConfig,
+        path: Path,
+        progress: Progress | None = None,
+        *,
+        look: Callable[[PhaseEnd], None] | None = None,
     ) -> None:
-        self.images, self.config, self.path, self.progress = images, config, path, progress
+        check_images(images)
+        self.images, self.config, self.path, self.look = images, config, path, look
+        self.progress = progress or Progress(1, "", quiet=True)
         self.state = TreeState()
         self.tree = self._tree(TreeTopology.initial())
         self.children: NodeStack | None = None
         self._spent = 0.0
+        self._losses: list[Tensor] = []
         if path.exists():
             self._resume()
         else:
             self._optimizer = self._new_optimizer()
 
     def run(self) -> TreeVAE:
-        """Trains until done; returns the tree in eval mode."""
+        """Trains until done; returns the tree in eval mode.
+
+        Raises:
+            OutOfTime: the progress ended the call; a checkpoint is saved.
+            TrainingError: a loss or a weight is not finite; the last checkpoint stays.
+        """
         while self.state.phase.kind != "done":
-            self._train_phase()
+            try:
+                self._train_phase()
+            except OutOfTime:
+                self._save()
+                raise
             self._enter_next_phase()
             self._save()
         return self.tree.eval()
 
     def leaf_prob(self) -> Tensor:
         """[n, L] probabilities of the leaves for all images, without randomness."""
-        self.tree.eval()
-        with torch.no_grad():
-            return torch.cat([self.tree.assign(x) for x in torch.split(self.images, CHUNK)]).exp()
+        return leaf_prob(self.tree, self.images)
 
-    def elbo(self) -> dict[str, float]:
-        """The ELBO's terms in nats per image, over all images, with one sample of each latent."""
-        self.tree.eval()
-        totals: dict[str, float] = {}
-        with torch.no_grad():
-            for x in torch.split(self.images, CHUNK):
-                terms = self._tree_elbo(x)
-                for name in Elbo.__dataclass_fields__:
-                    share = float(getattr(terms, name)) * len(x) / len(self.images)
-                    totals[name] = totals.get(name, 0.0) + share
-        return totals | {"elbo": -sum(totals.values())}
+    def phase_end(self, finished: Phase, prob: Tensor) -> PhaseEnd:
+        """What to show of the phase that ended last; prob: [n, L] of the leaves."""
+        share, leaf = prob.double().mean(0).cpu().numpy(), prob.argmax(1).cpu().numpy()
+        elbo = float(self.state.history[-1]["elbo"])
+        return PhaseEnd(finished, self.tree.topology, share, leaf, elbo)
 
     # Phases
 
     def _train_phase(self) -> None:
-        epochs = self._epochs(self.state.phase)
-        batches = self._subtree_losses if self.children is not None else self._tree_losses
-        data = self._phase_data()
+        state, epochs = self.state, self._epochs(self.state.phase)
+        objective = self._objective() if epochs else None
         saved = time.monotonic()
-        while self.state.epoch < epochs:
-            self._set_learning_rate(epochs)
-            self._trained.train()
-            for loss in batches(data, self._kl_weight(epochs)):
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                self._optimizer.step()
-                self._report(min(self.config.batch_size, len(data)))
-            self.state.epoch += 1
-            if time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+        while objective is not None and state.epoch < epochs:
+            place = self.config, state.phase.kind, state.epoch, epochs
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(*place)
+            objective.trained.train()
+            for rows in self._batches(objective.count):
+                self._update(objective.loss(rows, kl_weight(*place)))
+                self._report(len(rows), epochs)
+            self._check_finite()
+            state.epoch, state.step, state.order = state.epoch + 1, 0, None
+            if time.monotonic() - saved > checkpoint.INTERVAL_S:
                 self._save()
                 saved = time.monotonic()
+
+    def _objective(self) -> Objective:
+        if self.children is None:
+            return TreeObjective(self.tree, self.images)
+        leaf = self.state.phase.leaf
+        assert leaf is not None
+        # The tree above has not changed since the leaf was chosen, so its images have not either.
+        column = self.tree.topology.leaf_names.index(leaf)
+        rows = members(self.leaf_prob(), self.config)[:, column].nonzero()[:, 0]
+        return SubtreeObjective(self.tree, leaf, self.children, self.images, rows)
+
+    def _batches(self, count: int) -> Iterator[Tensor]:
+        """The epoch's batches that are left; the last part of one is dropped, as published."""
+        state, size = self.state, min(self.config.batch_size, count)
+        if state.order is None:
+            state.order = int(torch.randint(2**62, ()))
+        generator = torch.Generator().manual_seed(state.order)
+        order = torch.randperm(count, generator=generator).to(self.images.device)
+        for start in range(state.step * size, count - size + 1, size):
+            yield order[start : start + size]
+
+    def _update(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._losses.append(loss.detach())
+        self.state.step += 1
+
+    def _check_finite(self) -> None:
+        """Refuses to go on from what is not finite; asks the device once, not in every step."""
+        state, losses = self.state, self._losses
+        self._losses = []
+        bad = [number for number, ok in enumerate(_finite(losses)) if not ok] if losses else []
+        if bad:
+            step = state.step - len(losses) + bad[0] + 1
+            raise self._diverged(f"step {step}", f"a loss of {float(losses[bad[0]])}")
+        if not all(_finite(list(self._trained.state_dict().values()))):
+            raise self._diverged(f"step {state.step}", "weights that are not finite")
+
+    def _diverged(self, place: str, got: str) -> TrainingError:
+        """What to say of numbers that no training recovers from."""
+        kept = f"; {self.path} holds the last good state" if self.path.exists() else ""
+        return TrainingError(
+            f"{self.state.phase}, epoch {self.state.epoch + 1}, {place}",
+            got=got,
+            expected="finite numbers",
+            hint=f"train into another folder with a lower tree.learning_rate{kept}",
+        )
 
     def _enter_next_phase(self) -> None:
         """Attaches what was trained, and decides from the leaf probabilities what comes next."""
@@ -142,26 +179,28 @@ class TreeStage:
             self.tree = self.tree.grow(finished.leaf, self.children)
             self.children = None
             self.state.splits += 1
-        self._remember(finished)
-        self.state.phase, self.state.epoch = self._next_phase(finished), 0
-        if self.state.phase.kind == "subtree":
-            self.children = self.tree.new_leaves().to(self.images.device)
+        prob = self.leaf_prob()
+        self._remember(finished, prob)
+        self.state.phase, self.state.epoch = self._next_phase(finished, prob), 0
+        if self.state.phase.leaf is not None:
+            self.children = self._new_leaves(self.state.phase.leaf)
         if self.state.phase.kind == "done":
-            prob = self.leaf_prob().double()
-            below = [prob[:, self.tree.topology.leaves_below(n)].sum(1).mean()
-                     for n in self.tree.topology.names]  # fmt: skip
+            below = [prob[:, self.tree.topology.leaves_below(name)].double().sum(1).mean()
+                     for name in self.tree.topology.names]  # fmt: skip
             self.state.node_share = [float(share) for share in below]
         self._optimizer = self._new_optimizer()
 
-    def _next_phase(self, finished: Phase) -> Phase:
+    def _next_phase(self, finished: Phase, prob: Tensor) -> Phase:
         if finished.kind == "final":
             return Phase("done")
-        every = self.config.phases.intermediate_every
-        if finished.kind == "subtree" and self.state.splits % every == 0:
+        due = self.state.splits % self.config.phases.intermediate_every == 0
+        full = effective_leaves(prob, self.config) >= self.config.max_leaves
+        if finished.kind == "subtree" and due and not full:
             return Phase("intermediate")
-        split = choose_split(self.leaf_prob(), self.tree.topology, self.config)
-        if split is not None:
-            return Phase("subtree", split.leaf)
+        score = None if full else split_score(self.tree, self.images)
+        leaf = choose_split(prob, self.tree.topology, self.config, score=score)
+        if leaf is not None:
+            return Phase("subtree", leaf)
         self._prune()
         return Phase("final")
 
@@ -176,90 +215,25 @@ class TreeStage:
     def _epochs(self, phase: Phase) -> int:
         return 0 if phase.kind == "done" else cast(int, getattr(self.config.phases, phase.kind))
 
-    def _kl_weight(self, epochs: int) -> float:
-        config = self.config
-        step = config.kl_step
-        if self.state.phase.kind == "final":
-            # As published: the last phase reaches the full weight, however short it is.
-            step = max(step, 0.01, 1 / max(1, epochs - 1))
-        return min(config.kl_limit, config.kl_start + self.state.epoch * step)
+    # What others see
 
-    def _set_learning_rate(self, epochs: int) -> None:
-        epoch, rate = self.state.epoch, self.config.learning_rate
-        if self.state.phase.kind == "final":
-            rate *= self.config.final_rate
-        if self.config.learning_rate_schedule == "step":
-            rate *= 0.1 ** (epoch // 100)
-        else:
-            rate *= 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+    def _remember(self, finished: Phase, prob: Tensor) -> None:
+        """Writes down how a phase ended, for the history and for whoever looks on."""
+        tree, terms = self.tree.topology, mean_elbo(self.tree, self.images)
+        if not math.isfinite(terms["elbo"]):
+            raise self._diverged("at its end", f"an ELBO of {terms['elbo']}")
+        row = {"phase": finished.kind, "leaf": finished.leaf, "epochs": self._epochs(finished)}
+        self.state.history.append(row | {"leaves": tree.num_leaves} | terms)
+        write_text(self.path.with_suffix(".json"), tree.to_json())
+        if self.look is not None:
+            self.look(self.phase_end(finished, prob))
 
-    # Losses
-
-    def _tree_losses(self, data: Tensor, kl_weight: float) -> Iterator[Tensor]:
-        contrastive = self.config.contrastive
-        for index in self._batches(data):
-            images = self._views(self.images[index])
-            found = self.tree.infer(images)
-            terms = tree_elbo(self.tree.nodes, found, images, likelihood=self.config.likelihood)
-            loss = terms.loss(kl_weight)
-            if self.tree.projections is not None:
-                embedding = self.tree.projections(found.features)
-                loss = loss + contrastive_loss(contrastive, self.tree.nodes, found.nodes, embedding)
-            yield loss
-
-    def _subtree_losses(self, data: Tensor, kl_weight: float) -> Iterator[Tensor]:
-        """Losses of the new leaves; the tree above them is frozen, and only its path is run."""
-        children, leaf = self.children, self.state.phase.leaf
-        assert children is not None
-        assert leaf is not None
-        self.tree.eval()
-        chain = self.tree.chain(leaf).eval()
-        row, depth = self.tree.topology.row(leaf), len(leaf) - 1
-        for index in self._batches(data):
-            images = self._views(self.images[index])
-            with torch.no_grad():
-                features = self.tree.bottom_up(images)
-                log_prob = self.tree.nodes.log_node_prob(self.tree.nodes.route(features))[:, row]
-                parent = chain.infer(features=features).nodes.z[:, -1]
-            found: TreePass = children(parent, features[:, depth : depth + 2])
-            terms = subtree_elbo(
-                children, found, images, log_prob, likelihood=self.config.likelihood
-            )
-            loss = terms.loss(kl_weight)
-            if self.config.contrastive.weight:
-                loss = loss + contrastive_loss(
-                    self.config.contrastive, children, found, None, log_prob=log_prob
-                )
-            yield loss
-
-    def _batches(self, data: Tensor) -> Iterator[Tensor]:
-        """Shuffled positions of images; the last part of a batch is dropped, as published."""
-        size = min(self.config.batch_size, len(data))
-        order = data[torch.randperm(len(data)).to(data.device)]
-        for start in range(0, len(data) - size + 1, size):
-            yield order[start : start + size]
-
-    def _views(self, images: Tensor) -> Tensor:
-        config = self.config.contrastive
-        if not config.weight:
-            return images
-        return torch.cat([random_view(images, config), random_view(images, config)])
-
-    def _phase_data(self) -> Tensor:
-        """[m] positions of the images that the phase trains on."""
-        if self.children is None:
-            return torch.arange(len(self.images), device=self.images.device)
-        # The tree above has not changed since the leaf was chosen, so this is the same choice.
-        split = choose_split(self.leaf_prob(), self.tree.topology, self.config)
-        assert split is not None
-        assert split.leaf == self.state.phase.leaf
-        return split.members.nonzero()[:, 0]
-
-    def _tree_elbo(self, images: Tensor) -> Elbo:
-        found = self.tree.infer(images)
-        return tree_elbo(self.tree.nodes, found, images, likelihood=self.config.likelihood)
+    def _report(self, count: int, epochs: int) -> None:
+        phase, leaves = self.state.phase, self.tree.topology.num_leaves
+        cost = phase_cost(phase.kind, 1, count, leaves)
+        self._spent += cost
+        where = f"tree of {leaves} leaves, {phase} {self.state.epoch + 1}/{epochs}"
+        self.progress.advance(cost, where)
 
     # State
 
@@ -279,13 +253,17 @@ class TreeStage:
         tree = TreeVAE(self.config, topology, image_channels=channels, image_size=size)
         return tree.to(self.images.device)
 
+    def _new_leaves(self, leaf: str) -> NodeStack:
+        return self.tree.new_leaves(leaf).to(self.images.device)
+
     def _new_optimizer(self) -> torch.optim.Adam:
         config = self.config
-        return torch.optim.Adam(
+        return make_adam(
             self._trained.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
 
     def _save(self) -> None:
+        self._check_finite()
         tensors = checkpoint.training_state(self._all, self._optimizer)
         state = asdict(self.state) | {"topology": list(self.tree.topology.names)}
         checkpoint.save(self.path, tensors, {"spent": self._spent} | state)
@@ -295,25 +273,37 @@ class TreeStage:
         self._spent = state.pop("spent")
         self.tree = self._tree(TreeTopology(tuple(state.pop("topology"))))
         self.state = TreeState(**state | {"phase": Phase(**state["phase"])})
-        if self.state.phase.kind == "subtree":
-            self.children = self.tree.new_leaves().to(self.images.device)
+        if self.state.phase.leaf is not None:
+            self.children = self._new_leaves(self.state.phase.leaf)
         self._optimizer = self._new_optimizer()
         checkpoint.restore(self._all, self._optimizer, tensors)
-        if self.progress is not None:
-            self.progress.skip(self._spent)
+        self.progress.skip(self._spent)
 
-    def _remember(self, finished: Phase) -> None:
-        row = {"phase": finished.kind, "leaf": finished.leaf, "epochs": self._epochs(finished)}
-        self.state.history.append(row | {"leaves": self.tree.topology.num_leaves} | self.elbo())
 
-    def _report(self, count: int) -> None:
-        phase, leaves = self.state.phase, self.tree.topology.num_leaves
-        cost = phase_cost(phase.kind, 1, count, leaves)
-        self._spent += cost
-        if self.progress is None:
-            return
-        where = f"{phase.kind} of {phase.leaf}" if phase.leaf else phase.kind
-        self.progress.advance(
-            cost,
-            f"tree of {leaves} leaves, {where} {self.state.epoch + 1}/{self._epochs(phase)}",
+def _finite(tensors: list[Tensor]) -> list[bool]:
+    """Whether each tensor is finite, in one answer of the device."""
+    found: list[bool] = torch.stack([t.detach().isfinite().all() for t in tensors]).tolist()
+    return found
+
+
+def check_images(images: Tensor) -> None:
+    """Refuses images that training could not end well with: [n, C, H, W].
+
+    Raises:
+        DataError: fewer than two, or pixels that are not finite or beyond 0..1.
+    """
+    if len(images) < 2:
+        raise DataError(
+            "images",
+            got=len(images),
+            expected="at least 2, since batch normalisation compares images",
+            hint="add images",
+        )
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):  # also where they are not a number
+        raise DataError(
+            "images",
+            got=f"pixels from {low:g} to {high:g}",
+            expected="finite numbers from 0 to 1",
+            hint="scale the pixels, and replace those that are missing",
         )

@@ -1,7 +1,7 @@
-"""The image encoder and the leaf decoders ("cnn1" of the published configurations).
+"""The published "cnn1": chains of convolutions for grey images.
 
-The encoder is a chain of convolutions whose kernels are chosen so that each map has exactly the
-planned side; every leaf has its own mirror image of it, all leaves stacked.
+Sides and widths lie on a line from the image to the latent map, and kernels are chosen so that each
+map has exactly the planned side; every leaf has its own mirror image of the encoder.
 """
 
 from __future__ import annotations
@@ -9,35 +9,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import TreeConfig
-from ..errors import ConfigError
-from .stacked import StackedConvTranspose, StackedNorm
-
-
-def codec_sizes(config: TreeConfig, image_size: int) -> tuple[int, ...]:
-    """Sides of the encoder's maps, image first, latent side R last.
-
-    Raises:
-        ConfigError: configured sizes do not begin with the image's side, grow, or are too few.
-    """
-    if config.codec_sizes is None:
-        return tuple(int(size) for size in np.linspace(image_size, 2, 4))
-    sizes = config.codec_sizes
-    if len(sizes) < 2 or sizes[0] != image_size or any(a < b for a, b in pairwise(sizes)):
-        raise ConfigError(
-            "tree.codec_sizes",
-            got=sizes,
-            expected=f"two or more shrinking sides from {image_size} on",
-        )
-    return sizes
-
-
-def latent_size(config: TreeConfig, image_size: int) -> int:
-    """R, the side of every latent map."""
-    return codec_sizes(config, image_size)[-1]
+from ...config import TreeConfig
+from ...errors import ConfigError
+from ..activation import make_activation
+from ..stacked import StackedConvTranspose, StackedNorm
 
 
 class Encoder(nn.Module):
@@ -54,7 +31,7 @@ class Encoder(nn.Module):
             stride = max(size // out_size, 1)
             kernel = size - stride * (out_size - 1) + 2
             conv = nn.Conv2d(width, out_width, kernel, stride, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(out_width), nn.SiLU()]
+            layers += [conv, nn.BatchNorm2d(out_width), make_activation(config)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,6 +49,7 @@ class LeafDecoders(nn.Module):
         super().__init__()
         sizes = codec_sizes(config, image_size)[::-1]
         channels = _line(config, config.latent_channels, image_channels, len(sizes), mirrored=True)
+        self.activation = make_activation(config)
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         for (width, out_width), (size, out_size) in zip(
@@ -88,9 +66,27 @@ class LeafDecoders(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z: [B, L, Z, R, R] -> [B, L, C, H, W], before the likelihood's sigmoid, if it has one."""
         for conv, norm in zip(self.convs, self.norms, strict=False):
-            z = F.silu(norm(conv(z)))
+            z = self.activation(norm(conv(z)))
         images: Tensor = self.convs[-1](z)
         return images
+
+
+def codec_sizes(config: TreeConfig, image_size: int) -> tuple[int, ...]:
+    """Sides of the encoder's maps, image first, latent side last.
+
+    Raises:
+        ConfigError: configured sizes do not begin with the image's side, grow, or are too few.
+    """
+    if config.codec_sizes is None:
+        return tuple(int(size) for size in np.linspace(image_size, config.latent_size, 4))
+    sizes = config.codec_sizes
+    if len(sizes) < 2 or sizes[0] != image_size or any(a < b for a, b in pairwise(sizes)):
+        raise ConfigError(
+            "tree.codec_sizes",
+            got=sizes,
+            expected=f"two or more shrinking sides from {image_size} on",
+        )
+    return sizes
 
 
 def _line(
