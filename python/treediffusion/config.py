@@ -115,7 +115,10 @@ class TreeConfig(Section):
     phases: TreePhases = TreePhases()
     """Epochs of each phase."""
     restarts: Count = 1
-    """Trees to train side by side, from different seeds; the one with the best ELBO is kept."""
+    """Trees to train side by side, from different seeds; one of them is kept."""
+    keep: Literal["elbo", "agreement"] = "elbo"
+    """Which one. elbo: the best. agreement: the one whose clusters the others confirm most, by
+    mean NMI; two confirm each other alike, so of fewer than three the best ELBO is kept."""
     augmentation: Literal["none", "shifts", "strokes", "colour", "faces"] = "none"
     """How views of an image are made. shifts: moved by a pixel. strokes: Omniglot's small affine
     maps. colour: crops, mirror images, colours and greys of CIFAR and CUBICC. faces: CelebA's."""

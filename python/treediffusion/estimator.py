@@ -38,6 +38,7 @@ from .train.budget import TrainingProgress
 from .train.measure import CHUNK, leaf_prob, mean_elbo
 from .train.plan import tree_cost
 from .train.restarts import SEED_STRIDE
+from .train.selection import choose_tree
 from .train.tree_stage import TreeStage
 from .tree_export import cut
 
@@ -252,7 +253,7 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
 
 
 def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> TreeStage:
-    """The best of the restarts by the ELBO, one after another.
+    """The restart to keep, of all of them one after another.
 
     Not side by side as in `train.restarts`: its processes read images from a named source, and need
     a main module that can be imported, which a notebook has not.
@@ -266,7 +267,7 @@ def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> TreeS
             stage.run()
             stages.append(stage)
         progress.extend(progress.done)
-    return max(stages, key=lambda stage: float(stage.state.history[-1]["elbo"]))
+    return choose_tree(stages, config.tree)
 
 
 def _claim(folder: Path, config: Config, images: NDArray[np.float32]) -> None:

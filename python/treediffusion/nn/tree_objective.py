@@ -37,7 +37,7 @@ class Elbo:
         """All divergence terms."""
         return self.kl_root + self.kl_nodes + self.kl_decisions
 
-    def loss(self, kl_weight: float) -> Tensor:
+    def loss(self, kl_weight: float | Tensor) -> Tensor:
         """reconstruction + kl_weight * divergences; at weight 1 the negative ELBO."""
         return self.reconstruction + kl_weight * self.kl
 

@@ -38,7 +38,7 @@ class Objective(Protocol):
         """The networks that it trains."""
         ...
 
-    def loss(self, rows: Tensor, kl_weight: float) -> Tensor:
+    def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
         """rows: [B] int64, positions among the phase's images -> a scalar."""
         ...
 
@@ -49,7 +49,7 @@ class TreeObjective:
     def __init__(self, tree: TreeVAE, images: Tensor) -> None:
         self.images, self.trained, self.count = images, tree, len(images)
 
-    def loss(self, rows: Tensor, kl_weight: float) -> Tensor:
+    def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
         """See `Objective`."""
         tree, config = self.trained, self.trained.config
         images = make_views(self.images[rows], config)
@@ -89,7 +89,7 @@ class SubtreeObjective:
         constant = tree.config.augmentation == "none"
         self._known = self._trunk.known(images, members, cache_limit) if constant else None
 
-    def loss(self, rows: Tensor, kl_weight: float) -> Tensor:
+    def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
         """See `Objective`."""
         children, config = self.trained, self._config
         images = make_views(self.images[self.members[rows]], config)

@@ -1,9 +1,9 @@
-"""Several trees from several seeds, side by side, and the one with the best ELBO.
+"""Several trees from several seeds, side by side, of which one is kept.
 
-A tree's clusters vary with its seed by ten points of accuracy and more. The ELBO is the judge that
-needs no labels. Each tree is trained by a process of its own, with its own checkpoint, so that a
-machine with as many free cores needs little more time than for one. A process whose parent has died
-stops at its next batch, and so do all when the call's time is over, which the parent alone watches.
+A tree's clusters vary with its seed by ten points of accuracy and more. Each tree is trained by a
+process of its own, with its own checkpoint, so that a machine with as many free cores needs little
+more time than for one. A process whose parent has died stops at its next batch, and so do all when
+the call's time is over, which the parent alone watches. `selection` judges without labels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..data import load_images, to_float
 from ..errors import TrainingError, TreeDiffusionError
 from ..progress import Progress
 from .budget import OutOfTime
+from .selection import choose_tree
 from .tree_stage import TreeStage
 from .tree_state import PhaseEnd
 
@@ -40,7 +41,7 @@ Say: TypeAlias = Callable[[str], None]
 def train_trees(
     images: Tensor, config: Config, paths: list[Path], progress: Progress, say: Say
 ) -> TreeStage:
-    """Trains a tree for each path, or continues it, and returns the stage of the best.
+    """Trains a tree for each path, or continues it, and returns the stage of the one to keep.
 
     Args:
         images: [n, C, H, W] float in 0..1, on the device to train on.
@@ -60,7 +61,7 @@ def train_trees(
         stage = TreeStage(images, config.tree, path)
         stage.run()
         stages.append(stage)
-    return max(stages, key=lambda stage: float(stage.state.history[-1]["elbo"]))
+    return choose_tree(stages, config.tree)
 
 
 def _side_by_side(config: Config, paths: list[Path], progress: Progress, say: Say) -> None:
@@ -111,7 +112,7 @@ def _read(news: Any, trees: int, progress: Progress, say: Say) -> None:
     elif kind == "skip":
         progress.skip(value / trees)
     else:
-        progress.advance(value / trees, f"best of {trees}, {where}")
+        progress.advance(value / trees, f"{trees} trees, {where}")
 
 
 class _Messenger(Progress):

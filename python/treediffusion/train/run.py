@@ -1,7 +1,7 @@
 """A run: a folder with its settings, one checkpoint per stage, and what was measured.
 
 config.json             resolved settings; the same command continues the run
-tree.safetensors        the tree's training state; of several restarts, the best one's
+tree.safetensors        the tree's training state; of several restarts, the kept one's
 tree.json               the tree as it stands, readable
 tree-N.*                the same for each of several restarts
 diffusion.safetensors   the denoiser's training state
@@ -141,7 +141,7 @@ def _train_tree(
     progress: TrainingProgress,
     look: Look | None,
 ) -> TreeStage:
-    """The tree's stage; of several restarts the best becomes the run's checkpoint."""
+    """The tree's stage; of several restarts the kept one becomes the run's checkpoint."""
 
     def show(end: PhaseEnd) -> None:
         progress.say(str(end))

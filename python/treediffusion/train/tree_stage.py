@@ -36,6 +36,7 @@ from .losses import Objective, SubtreeObjective, TreeObjective
 from .measure import leaf_prob, mean_elbo, split_score
 from .optimizer import make_adam
 from .plan import phase_cost
+from .step import make_step
 from .tree_state import Phase, PhaseEnd, TreeState
 
 
@@ -107,15 +108,15 @@ class TreeStage:
 
     def _train_phase(self) -> None:
         state, epochs = self.state, self._epochs(self.state.phase)
-        objective = self._objective() if epochs else None
+        step = make_step(self._objective(), self._optimizer) if epochs else None
         saved = time.monotonic()
-        while objective is not None and state.epoch < epochs:
+        while step is not None and state.epoch < epochs:
             place = self.config, state.phase.kind, state.epoch, epochs
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(*place)
-            objective.trained.train()
-            for rows in self._batches(objective.count):
-                self._update(objective.loss(rows, kl_weight(*place)))
+            step.set(kl_weight=kl_weight(*place), learning_rate=learning_rate(*place))
+            step.objective.trained.train()
+            for rows in self._batches(step.objective.count):
+                self._losses.append(step(rows))
+                self.state.step += 1
                 self._report(len(rows), epochs)
             self._check_finite()
             state.epoch, state.step, state.order = state.epoch + 1, 0, None
@@ -142,13 +143,6 @@ class TreeStage:
         order = torch.randperm(count, generator=generator).to(self.images.device)
         for start in range(state.step * size, count - size + 1, size):
             yield order[start : start + size]
-
-    def _update(self, loss: Tensor) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._losses.append(loss.detach())
-        self.state.step += 1
 
     def _check_finite(self) -> None:
         """Refuses to go on from what is not finite; asks the device once, not in every step."""

@@ -1,0 +1,104 @@
+"""One optimiser step of the tree: loss, gradients, Adam.
+
+On a CPU the operations run one after another. On a CUDA device the whole step, from drawing views
+to Adam, is recorded once as a CUDA graph and replayed: a tree's step is a thousand small operations
+and costs what launching them costs. What changes between steps (which images, the weight of the KL
+terms, the learning rate) lies in tensors that the graph reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .losses import Objective
+
+WARMUP = 3
+"""Steps before recording, made one operation after another: libraries choose their algorithms."""
+
+
+class Step:
+    """Makes steps of an objective, one operation after another.
+
+    Args:
+        objective: the loss, and the networks it trains.
+        optimizer: of these networks.
+    """
+
+    def __init__(self, objective: Objective, optimizer: Optimizer) -> None:
+        self.objective, self.optimizer = objective, optimizer
+        self._kl_weight: float | Tensor = 0.0
+
+    def set(self, *, kl_weight: float, learning_rate: float) -> None:
+        """Sets what holds for an epoch."""
+        self._kl_weight = kl_weight
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows: [B] int64, positions among the objective's images -> the loss, a scalar."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.loss(rows, self._kl_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+
+class GraphedStep(Step):
+    """The same as a CUDA graph; every batch must have the size of the first.
+
+    The optimiser must be capturable. Random numbers come from the device's generator, whose state
+    each replay advances.
+    """
+
+    def __init__(self, objective: Objective, optimizer: Optimizer) -> None:
+        super().__init__(objective, optimizer)
+        device = next(objective.trained.parameters()).device
+        self._kl_weight = torch.zeros((), device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=device)
+        self._made = 0
+        self._graph = torch.cuda.CUDAGraph()
+        self._rows: Tensor
+        self._loss: Tensor
+
+    def set(self, *, kl_weight: float, learning_rate: float) -> None:
+        """Sets what holds for an epoch, in the tensors that the graph reads."""
+        assert isinstance(self._kl_weight, Tensor)
+        self._kl_weight.fill_(kl_weight)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(learning_rate)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """See `Step`; the first steps are made one operation after another, on a side stream."""
+        self._made += 1
+        if self._made <= WARMUP:
+            return self._aside(rows)
+        if self._made == WARMUP + 1:
+            self._record(rows)
+        self._rows.copy_(rows)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def _aside(self, rows: Tensor) -> Tensor:
+        """A step on a stream of its own, as recording later is."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss = super().__call__(rows)
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def _record(self, rows: Tensor) -> None:
+        """Recording runs nothing; the gradients are made anew, in the graph's own memory."""
+        self._rows = rows.clone()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self._graph):
+            self._loss = super().__call__(self._rows)
+
+
+def make_step(objective: Objective, optimizer: Optimizer) -> Step:
+    """The form that suits the device of the objective's networks."""
+    device = next(objective.trained.parameters()).device
+    return (GraphedStep if device.type == "cuda" else Step)(objective, optimizer)

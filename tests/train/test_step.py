@@ -1,0 +1,84 @@
+"""A step is what it says; on a GPU the recorded one does the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from treediffusion.config import TreeConfig
+from treediffusion.train.optimizer import make_adam
+from treediffusion.train.step import WARMUP, GraphedStep, Step, make_step
+from treediffusion.train.tree_stage import TreeStage
+
+
+class Line:
+    """Fits a line to points; the "KL" term is the squared slope."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        torch.manual_seed(0)
+        self.trained = nn.Linear(3, 1).to(device)
+        self.x, self.y = torch.randn(64, 3, device=device), torch.randn(64, 1, device=device)
+        self.count = 64
+
+    def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
+        error = (self.trained(self.x[rows]) - self.y[rows]).square().mean()
+        return error + kl_weight * self.trained.weight.square().sum()
+
+
+def train(step: Step, device: str, *, steps: int = 12) -> list[float]:
+    """Losses of steps whose weight and rate change on the way."""
+    losses = []
+    for number in range(steps):
+        step.set(kl_weight=0.1 * (number // 4), learning_rate=1e-2 / (1 + number // 4))
+        rows = torch.arange(8, device=device) + 4 * number
+        losses.append(float(step(rows)))
+    return losses
+
+
+def test_a_step_is_the_gradient_and_the_optimiser() -> None:
+    """Against the loop written out, with the framework's own Adam."""
+    ours, truth = Line(), Line()
+    losses = train(Step(ours, make_adam(ours.trained.parameters(), 1.0, weight_decay=0.1)), "cpu")
+    plain = torch.optim.Adam(truth.trained.parameters(), weight_decay=0.1, foreach=False)
+    for number, found in enumerate(losses):
+        plain.param_groups[0]["lr"] = 1e-2 / (1 + number // 4)
+        plain.zero_grad()
+        loss = truth.loss(torch.arange(8) + 4 * number, 0.1 * (number // 4))
+        loss.backward()
+        plain.step()
+        assert found == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(ours.trained.weight, truth.trained.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_cpu_gets_the_plain_step() -> None:
+    line = Line()
+    assert type(make_step(line, make_adam(line.trained.parameters(), 1.0))) is Step
+
+
+@pytest.mark.gpu
+def test_the_recorded_step_equals_the_plain_one() -> None:
+    """Rates and weights change between replays, so they are read anew."""
+    plain, recorded = Line("cuda"), Line("cuda")
+    steps = [
+        kind(line, make_adam(line.trained.parameters(), 1.0))
+        for kind, line in ((Step, plain), (GraphedStep, recorded))
+    ]
+    truth, losses = (train(step, "cuda", steps=WARMUP + 9) for step in steps)
+    assert losses == pytest.approx(truth, rel=1e-5)
+    torch.testing.assert_close(recorded.trained.weight, plain.trained.weight)
+
+
+@pytest.mark.gpu
+def test_a_tree_trains_in_recorded_steps(tmp_path: Path) -> None:
+    """Views, contrast, growth, pruning; the loss falls."""
+    config = TreeConfig(
+        latent_channels=4, channels=8, levels=3, max_leaves=4, batch_size=32, augmentation="shifts"
+    ).model_copy(update={"phases": TreeConfig().phases.model_copy(
+        update={"initial": 8, "subtree": 8, "intermediate": 2, "final": 2})})  # fmt: skip
+    images = torch.rand(256, 1, 8, 8, device="cuda").round()
+    stage = TreeStage(images, config, tmp_path / "tree.safetensors")
+    stage.run()
+    history = stage.state.history
+    assert history[-1]["reconstruction"] < history[0]["reconstruction"]
