@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..kernels.stacked_conv.op import DENSE_PAIRS
+from ..kernels.stacked_conv.op import choose_form
 from ..nn.codecs.chain import LeafDecoders
 from ..nn.node_stack import Heads, Routers, Transformations
-from ..nn.stacked import ALL, StackedConv, StackedConvTranspose, StackedLinear, StackedNorm
+from ..nn.stacked import StackedConv, StackedConvTranspose, StackedLinear, StackedNorm
 from ..nn.tree_vae import BottomUp, TreeVAE
 
 
@@ -81,8 +81,8 @@ def _fold_pairs(convs: nn.ModuleList, norms: nn.ModuleList, size: int) -> None:
 class Same(nn.Module):
     """In the place of a norm that was folded."""
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
-        """x, whatever the rows."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x."""
         return x
 
 
@@ -99,9 +99,9 @@ class FoldedLinear(nn.Module):
         self.register_buffer("weight", layer.weight * scale[:, None])
         self.register_buffer("bias", shift[:, None])
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, in] -> [B, n, out]."""
-        y = torch.baddbmm(self.bias[rows], x.transpose(0, 1), self.weight[rows])
+        y = torch.baddbmm(self.bias, x.transpose(0, 1), self.weight)
         return y.transpose(0, 1)
 
 
@@ -130,19 +130,21 @@ class FoldedConv(nn.Module):
             scale[:, :, None] if outputs_first else scale[:, None]
         )  # [N, D, 1], [N, 1, D]
         self.layer.weight.mul_(over_outputs[..., None, None])
-        self.is_matrix = (size * self.out_size) ** 2 <= DENSE_PAIRS
+        # A graph pays for operations, as a GPU does for launches.
+        sizes = (_channels(layer), self.out_channels, size, self.out_size)
+        self.is_matrix = choose_form("cuda", *sizes) == "dense"
         bias = shift[:, None, :, None].expand(-1, -1, -1, self.out_size**2).flatten(2)
         self.register_buffer("bias", bias.contiguous())  # [N, 1, D*Q]
         self.register_buffer("matrix", _matrix(self.layer, size) if self.is_matrix else None)
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, C, S, S] -> [B, n, D, S', S']."""
         shape = (*x.shape[:2], self.out_channels, self.out_size, self.out_size)
         if self.is_matrix:
-            y = torch.baddbmm(self.bias[rows], x.flatten(2).transpose(0, 1), self.matrix[rows])
+            y = torch.baddbmm(self.bias, x.flatten(2).transpose(0, 1), self.matrix)
             return y.transpose(0, 1).reshape(shape)
-        y = self.layer(x, rows)
-        out: Tensor = y + self.bias[rows].transpose(0, 1).reshape(1, *shape[1:])
+        y = self.layer(x)
+        out: Tensor = y + self.bias.transpose(0, 1).reshape(1, *shape[1:])
         return out
 
 

@@ -74,7 +74,7 @@ def ten_leaves() -> TreeTopology:
 def step(setting: Setting) -> Pair:
     """A whole training step: forward, loss, backward, Adam."""
     prepare()
-    tree, reference = _trees(setting)
+    tree, reference = trees(setting)
     images, noise = _inputs(tree, setting)
 
     def our_loss() -> Tensor:
@@ -95,7 +95,7 @@ def step(setting: Setting) -> Pair:
 def assign(setting: Setting) -> Pair:
     """Leaf probabilities of a batch: what they need, against the whole forward pass."""
     prepare()
-    tree, reference = _trees(setting)
+    tree, reference = trees(setting)
     tree.eval()
     reference.eval()
     images, noise = _inputs(tree, setting)
@@ -111,7 +111,7 @@ def draw(setting: Setting) -> Pair:
     Both then draw a leaf for each image, and pick the latents on its path.
     """
     prepare()
-    tree, reference = _trees(setting)
+    tree, reference = trees(setting)
     tree.eval()
     reference.eval()
     images, noise = _inputs(tree, setting)
@@ -139,7 +139,8 @@ def draw(setting: Setting) -> Pair:
     return Pair(ours=torch.inference_mode()(ours), baseline=torch.inference_mode()(baseline))
 
 
-def _trees(setting: Setting) -> tuple[TreeVAE, NodeByNodeTreeVAE]:
+def trees(setting: Setting) -> tuple[TreeVAE, NodeByNodeTreeVAE]:
+    """Ours, and the same weights node by node."""
     channels, size = setting.image_channels, setting.image_size
     tree = TreeVAE(setting.tree, ten_leaves(), image_channels=channels, image_size=size)
     return tree, NodeByNodeTreeVAE.from_stacked(tree)

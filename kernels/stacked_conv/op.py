@@ -1,10 +1,11 @@
 """Convolutions of N nodes, each with its own weights, in one call.
 
-Three exact forms. A *grouped* convolution is the general one. *Apart*, one node after another, is
-faster for large maps on a CPU, and is in `apart`. On maps of a few pixels a convolution is a small
-*dense* matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero where no tap joins pixel p
-to pixel q; then all nodes are one batched matrix product. On 2x2 maps with a 3x3 kernel every pair
-of pixels is joined, so the dense form does 16 products where the padded convolution does 36.
+Three exact forms. A *grouped* convolution is the general one, and a plain one for a single node.
+*Apart*, one node after another, is faster for large maps on a CPU, and is in `apart`. On maps of a
+few pixels a convolution is a small *dense* matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero
+where no tap joins pixel p to pixel q; then all nodes are one batched matrix product. On 2x2 maps
+with a 3x3 kernel every pair of pixels is joined, so the dense form does 16 products where the
+padded convolution does 36.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from .apart import correlate
 
-# Pairs of pixels up to which the matrix is used where launches cost more than arithmetic.
+# Where launches cost more than arithmetic, the matrix is used up to 8x8 -> 8x8, and up to 1 MB.
 DENSE_PAIRS = 4096
+DENSE_ENTRIES = 262_144
 
 # On a CPU arithmetic counts, and the form is the fastest that was measured; see README.md.
 CPU_DENSE_PAIRS = 16  # always dense up to 2x2 -> 2x2
@@ -33,24 +35,30 @@ Form = Literal["dense", "grouped", "apart"]
 def choose_form(
     device: str, channels: int, out_channels: int, size: int, out_size: int, *, stride: int = 1
 ) -> Form:
-    """The form of a convolution, from its sizes alone; `device` is a device's type."""
+    """The form of a convolution of several nodes, from its sizes alone.
+
+    `device` is a device's type; whatever is no CPU, a graph of operations too, counts launches.
+    """
     pairs = (size * out_size) ** 2
+    entries = channels * out_channels * pairs
     if device != "cpu":
-        return "dense" if pairs <= DENSE_PAIRS else "grouped"
+        small = pairs <= DENSE_PAIRS and entries <= DENSE_ENTRIES
+        return "dense" if small else "grouped"
     if pairs <= CPU_DENSE_PAIRS:
         return "dense"
     aligned = channels % CPU_VECTOR == 0 and out_channels % CPU_VECTOR == 0
-    if not aligned and channels * out_channels * pairs <= CPU_DENSE_ENTRIES:
+    if not aligned and entries <= CPU_DENSE_ENTRIES:
         return "dense"
     return "grouped" if stride > 1 or (aligned and pairs <= DENSE_PAIRS) else "apart"
 
 
-def stacked_conv(x: Tensor, weight: Tensor, *, padding: int) -> Tensor:
+def stacked_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: int) -> Tensor:
     """Each node's stride-1 convolution of its own map.
 
     Args:
         x: [B, N, C, S, S] float, one square map per node.
         weight: [N, D, C, K, K] float.
+        bias: [N, D] float, or none.
         padding: zeros around each map.
 
     Returns:
@@ -63,19 +71,22 @@ def stacked_conv(x: Tensor, weight: Tensor, *, padding: int) -> Tensor:
     if form == "dense":
         taps = _conv_taps(size, out_size, kernel, padding, x.dtype, x.device)
         matrix = _times_taps(weight, taps).permute(0, 2, 3, 1, 4)
-        return _dense(x, matrix, out_size)
-    if form == "apart" and padding < kernel:
-        return correlate(x, weight, padding=padding)
-    y = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), padding=padding, groups=nodes)
+        return _plus(_dense(x, matrix, out_size), bias)
+    if nodes > 1 and form == "apart" and padding < kernel:
+        return _plus(correlate(x, weight, padding=padding), bias)
+    y = F.conv2d(_channels(x), weight.flatten(0, 1), _flat(bias), padding=padding, groups=nodes)
     return y.view(batch, nodes, out_channels, out_size, out_size)
 
 
-def stacked_conv_transpose(x: Tensor, weight: Tensor, *, stride: int, padding: int) -> Tensor:
+def stacked_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int, padding: int
+) -> Tensor:
     """Each node's transposed convolution of its own map.
 
     Args:
         x: [B, N, C, S, S] float, one square map per node.
         weight: [N, C, D, K, K] float.
+        bias: [N, D] float, or none.
         stride: pixels of the result per pixel of the map.
         padding: rows and columns cut from each side of the result.
 
@@ -89,15 +100,40 @@ def stacked_conv_transpose(x: Tensor, weight: Tensor, *, stride: int, padding: i
     if form == "dense":
         taps = _transpose_taps(size, out_size, kernel, stride, padding, x.dtype, x.device)
         matrix = _times_taps(weight, taps).transpose(2, 3)
-        return _dense(x, matrix, out_size)
+        return _plus(_dense(x, matrix, out_size), bias)
     if form == "apart" and padding < kernel:
         # At stride 1 it is a convolution with the kernel turned round.
         turned = weight.flip(3, 4).transpose(1, 2)
-        return correlate(x, turned, padding=kernel - 1 - padding)
+        return stacked_conv(x, turned, bias, padding=kernel - 1 - padding)
     y = F.conv_transpose2d(
-        x.flatten(1, 2), weight.flatten(0, 1), stride=stride, padding=padding, groups=nodes
+        _channels(x),
+        weight.flatten(0, 1),
+        _flat(bias),
+        stride=stride,
+        padding=padding,
+        groups=nodes,
     )
     return y.view(batch, nodes, out_channels, out_size, out_size)
+
+
+def _channels(x: Tensor) -> Tensor:
+    """[B, N, C, S, S] -> [B, N*C, S, S]; a single node's with channels last on a CPU.
+
+    There its library is fastest so, and the result and what follows keep the layout.
+    """
+    maps = x.flatten(1, 2)
+    if x.shape[1] == 1 and x.device.type == "cpu":
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    return maps
+
+
+def _flat(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.flatten()
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    """y: [B, N, D, S, S], bias: [N, D]."""
+    return y if bias is None else y + bias[..., None, None]
 
 
 def _times_taps(weight: Tensor, taps: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class SamplingConfig(Section):
     """Denoising steps asked for; the spacing may merge some."""
     spacing: Literal["uniform", "quadratic"] = "quadratic"
     """Where the steps lie; quadratic as published, from t = 0.8 T down."""
-    eta: NonNegative = 0.0
+    eta: Fraction = 0.0
     """0: DDIM, deterministic given the start. 1: as much noise as DDPM."""
 
 

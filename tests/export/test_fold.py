@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.models import IRREGULAR, tiny_model
 from treediffusion.export.fold import FoldedConv, fold
+from treediffusion.nn.stacked import StackedConv
 from treediffusion.topology import TreeTopology
 
 
@@ -33,6 +34,17 @@ def test_both_forms_are_there() -> None:
     kinds = {m.is_matrix for m in fold(tiny_model(image_size=28).tree).modules()
              if isinstance(m, FoldedConv)}  # fmt: skip
     assert kinds == {True, False}
+
+
+@torch.no_grad()
+def test_a_matrix_is_never_large() -> None:
+    """64 -> 64 channels at 8x8 would be 67 MB a node, and 4 MB at 4x4."""
+    conv = StackedConv(2, 64, 64)
+    for side, is_matrix in ((2, True), (4, False), (8, False)):
+        folded = FoldedConv(conv, None, side)
+        assert folded.is_matrix is is_matrix
+        x = torch.randn(2, 2, 64, side, side)
+        torch.testing.assert_close(folded(x), conv(x), rtol=1e-4, atol=1e-4)
 
 
 def test_the_tree_itself_is_left_alone() -> None:

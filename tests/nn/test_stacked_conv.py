@@ -6,8 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from treediffusion.kernels.stacked_conv import apart, op, reference
+from treediffusion.nn.stacked import (
+    ROW_ENTRIES,
+    StackedConv,
+    StackedConvTranspose,
+    StackedNorm,
+    apply_rows,
+    by_rows,
+)
 
 FORMS = ("dense", "grouped", "apart")
 
@@ -127,6 +135,35 @@ def test_apart_has_no_second_gradients() -> None:
 
 
 @pytest.mark.usefixtures("form")
+def test_a_bias_is_added_in_every_form() -> None:
+    x, bias = draw(3, 4, 5, 3, 3), draw(4, 2, seed=2)
+    for name, weight, more in (
+        ("stacked_conv", draw(4, 2, 5, 3, 3, seed=1), {}),
+        ("stacked_conv_transpose", draw(4, 5, 2, 3, 3, seed=1), {"stride": 1}),
+    ):
+        ours = getattr(op, name)(x, weight, bias, padding=1, **more)
+        truth = getattr(reference, name)(x, weight, padding=1, **more) + bias[..., None, None]
+        assert_same(ours, truth, x, bias)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(12, 3), (8, 16), (16, 8)])
+def test_a_single_node_is_a_plain_convolution(
+    side: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact, and with channels last, which the next layer then finds."""
+    monkeypatch.setattr(op, "correlate", None)
+    x, weight = draw(3, 1, channels, side, side), draw(1, 2, channels, 3, 3, seed=1)
+    ours = op.stacked_conv(x, weight, padding=1)
+    assert ours.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
+    assert_same(ours, reference.stacked_conv(x, weight, padding=1), x, weight)
+    turned = weight.transpose(1, 2).contiguous().detach().requires_grad_()
+    for stride in (1, 2):
+        ours = op.stacked_conv_transpose(x, turned, stride=stride, padding=1)
+        truth = reference.stacked_conv_transpose(x, turned, stride=stride, padding=1)
+        assert_same(ours, truth, x, turned)
+
+
+@pytest.mark.usefixtures("form")
 def test_inputs_that_are_not_contiguous() -> None:
     """Levels of a tree are slices, and gathered parents may be expanded."""
     whole, weights = draw(3, 6, 4, 3, 3), draw(6, 2, 4, 3, 3, seed=1)
@@ -169,10 +206,22 @@ def test_the_form_on_a_cpu(
     assert op.choose_form("cpu", *sizes, stride=stride) == form
 
 
-@pytest.mark.parametrize(("side", "form"), [(1, "dense"), (8, "dense"), (9, "grouped")])
-@pytest.mark.parametrize("channels", [3, 32])
-def test_elsewhere_the_dense_form_is_for_small_maps(side: int, form: str, channels: int) -> None:
-    """Up to 8x8 -> 8x8, which are 4,096 pairs of pixels."""
+@pytest.mark.parametrize(
+    ("channels", "side", "form"),
+    [
+        (3, 1, "dense"),
+        (3, 8, "dense"),
+        (3, 9, "grouped"),
+        (128, 2, "dense"),
+        (32, 4, "dense"),
+        (64, 4, "grouped"),
+        (64, 8, "grouped"),
+    ],
+)
+def test_elsewhere_the_dense_form_is_for_small_matrices(
+    channels: int, side: int, form: str
+) -> None:
+    """Up to 8x8 -> 8x8, which are 4,096 pairs of pixels, and to 262,144 entries."""
     assert op.choose_form("cuda", channels, channels, side, side) == form
 
 
@@ -206,3 +255,43 @@ def test_other_types_stay_what_they_are(dtype: torch.dtype) -> None:
         assert out.dtype == kind
         truth = reference.stacked_conv(x.double(), weight.double(), padding=1)
         torch.testing.assert_close(out.double(), truth, rtol=0.05, atol=0.05)
+
+
+def make_layers(rows: int, channels: int) -> nn.Module:
+    """In float64, with a parameter or a statistic of every kind."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        StackedConv(rows, channels, 4, bias=True),
+        StackedNorm(rows, 4),
+        nn.SiLU(),
+        StackedConvTranspose(rows, 4, 2, kernel=4, stride=2),
+    ).double()
+
+
+@pytest.mark.parametrize("entries", [9, ROW_ENTRIES])
+def test_rows_one_by_one_are_the_same_rows(entries: int) -> None:
+    """Values, all gradients and the running statistics, below and above the limit."""
+    x = draw(3, 3, -(-entries // 9), 3, 3)
+    together, ours = make_layers(3, x.shape[2]), make_layers(3, x.shape[2])
+    truth, found = together(x), apply_rows(ours, x)
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+    upstream = draw(*truth.shape, seed=9).detach()
+    (found * upstream).sum().backward()
+    (truth * upstream).sum().backward()
+    for one, other in zip(ours.parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-11, atol=1e-11)
+    for one, other in zip(ours.buffers(), together.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert one.abs().min() > 0
+
+
+def test_groups_of_rows_are_parts_of_the_whole() -> None:
+    """Also a group of none; the module keeps its tensors."""
+    layers, x = make_layers(5, 3).eval(), draw(2, 5, 3, 4, 4)
+    names = [name for name, _ in layers.named_parameters()]
+    groups = by_rows(layers, [2, 0, 3])
+    found = [groups[0](x[:, :2]), groups[2](x[:, 2:])]
+    assert len(groups) == 3
+    torch.testing.assert_close(torch.cat(found, dim=1), layers(x), rtol=1e-12, atol=1e-12)
+    assert [name for name, _ in layers.named_parameters()] == names
+    assert all(isinstance(tensor, nn.Parameter) for tensor in layers.parameters())

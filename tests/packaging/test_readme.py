@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.models import tiny_bundle
+from treediffusion import estimator
 from treediffusion.cli import COMMANDS
+from treediffusion.config import load_preset, merge_settings, parse_config
+from treediffusion.data import load_images
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,10 +44,24 @@ def test_options_of_the_commands_exist(line: str) -> None:
     assert options <= fields | {"preset", "data", "seed"}
 
 
-def test_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_generation_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On the bundle of the tests, in the place of the demo's."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (block,) = [block for block in BLOCKS if "Engine" in block]
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "bundle").symlink_to(tiny_bundle())
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_clustering_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a training of seconds in the preset's place."""
+    (block,) = [block for block in BLOCKS if "TreeVAEClusterer" in block]
+    assert len(BLOCKS) == 2
+    phases = dict.fromkeys(("initial", "subtree", "intermediate", "final"), 1)
+    tree = {"batch_size": 16, "min_share": 0.0, "restarts": 1, "phases": phases}
+    short = merge_settings(load_preset("tiny").model_dump(), {"tree": tree})
+    monkeypatch.setattr(estimator, "load_preset", lambda _: parse_config(short, source="tests"))
+    exec(compile(block, "README.md", "exec"), {"images": load_images("digits").images[:200]})

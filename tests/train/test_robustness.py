@@ -11,6 +11,7 @@ from torch import Tensor
 from treediffusion.config import TreeConfig
 from treediffusion.errors import DataError, TrainingError
 from treediffusion.train import checkpoint, tree_stage
+from treediffusion.train.losses import TreeObjective
 from treediffusion.train.tree_stage import TreeStage
 
 PHASES = {"initial": 2, "subtree": 2, "intermediate": 1, "final": 1, "intermediate_every": 1}
@@ -106,16 +107,18 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spares_the_checkpoint(
 ) -> None:
     """The run before is what the folder still holds, although every epoch would write one."""
     monkeypatch.setattr(checkpoint, "INTERVAL_S", -1.0)
+    real, steps = TreeObjective.loss, []
+
+    def spoilt(self: TreeObjective, rows: Tensor, kl_weight: float) -> Tensor:
+        steps.append(rows)
+        loss = real(self, rows, kl_weight)
+        return loss * math.nan if len(steps) == 8 else loss  # the third step of the second epoch
+
     bad = stage(draw(40), tmp_path)
-    real, steps = bad._update, []
-
-    def spoilt(loss: Tensor) -> None:
-        steps.append(loss)
-        real(loss * math.nan if len(steps) == 8 else loss)  # the third step of the second epoch
-
-    bad._update = spoilt  # type: ignore[method-assign]
-    with pytest.raises(TrainingError) as caught:
-        bad.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeObjective, "loss", spoilt)
+        with pytest.raises(TrainingError) as caught:
+            bad.run()
     assert caught.value.name == "initial, epoch 2, step 3"
     assert "loss of nan" in str(caught.value.got)
     assert "learning_rate" in caught.value.hint

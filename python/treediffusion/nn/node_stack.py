@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -27,7 +28,16 @@ from ..topology import TreeTopology
 from .activation import make_activation
 from .codecs import latent_size, make_decoders
 from .gaussians import Gaussian, kl, merge, sample
-from .stacked import StackedConv, StackedLinear, StackedNorm, copy_rows
+from .stacked import (
+    ALL,
+    StackedConv,
+    StackedLinear,
+    StackedNorm,
+    apply_rows,
+    by_rows,
+    copy_rows,
+    one_by_one,
+)
 
 
 class Transformations(nn.Module):
@@ -38,6 +48,7 @@ class Transformations(nn.Module):
 
     def __init__(self, nodes: int, config: TreeConfig) -> None:
         super().__init__()
+        self.nodes = nodes
         z, c = config.latent_channels, config.channels
         widths = (z, c) if config.is_mlp else (z, z, z, c)
         kernel = kernel_size(config)
@@ -48,11 +59,15 @@ class Transformations(nn.Module):
         self.norms = nn.ModuleList(StackedNorm(nodes, width) for width in widths[1:])
         self.head = StackedConv(nodes, c, 2 * z, kernel=kernel, bias=config.is_mlp)
 
-    def forward(self, z: Tensor, rows: slice) -> Gaussian:
-        """z: [B, n, Z, R, R] samples of the parents -> the n nodes' priors."""
+    def forward(self, z: Tensor, rows: slice = ALL) -> Gaussian:
+        """z: [B, n, Z, R, R] samples of the parents -> the priors of the n nodes in `rows`."""
+        if rows != ALL:
+            start, stop, _ = rows.indices(self.nodes)
+            prior: Gaussian = by_rows(self, [start, stop - start, self.nodes - stop])[1](z)
+            return prior
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            z = self.activation(norm(conv(z, rows), rows))
-        return as_gaussian(self.head(z, rows))
+            z = self.activation(norm(conv(z)))
+        return as_gaussian(self.head(z))
 
 
 class Routers(nn.Module):
@@ -110,7 +125,7 @@ class Heads(nn.Module):
     def forward(self, features: Tensor) -> Gaussian:
         """features: [B, depths, C, R, R] -> [B, N - 1, Z, R, R] mean and variance."""
         if self.wide is None:
-            return as_gaussian(self.narrow(features[:, self.depth, : self.channels]))
+            return as_gaussian(apply_rows(self.narrow, features[:, self.depth, : self.channels]))
         narrow, wide = self.depth[: self.narrow_rows], self.depth[self.narrow_rows :]
         parts = [self.wide(features[:, wide])]
         if narrow:
@@ -192,19 +207,24 @@ class NodeStack(nn.Module):
                 len(root_z), tree.num_nodes - 1, *root_z.shape[1:],
                 dtype=root_z.dtype, device=root_z.device,
             )  # fmt: skip
-        infer = None if features is None else self.heads(features)
+        counts = [level.stop - level.start for level in tree.levels[1:]]
+        transforms = self._by_level(counts, one_by_one=one_by_one(root_z[:, None]))
+        noises = torch.split(noise, counts, dim=1)
+        estimates: list[Gaussian | None] = [None] * len(counts)
+        if features is not None:
+            mean, var = (torch.split(part, counts, dim=1) for part in self.heads(features))
+            estimates = [Gaussian(*parts) for parts in zip(mean, var, strict=True)]
         samples, kls = [root_z[:, None]], []
-        for level in tree.levels[1:]:
-            rows = slice(level.start - 1, level.stop - 1)  # the root has no row in the stacks
+        steps = zip(tree.levels[1:], transforms, estimates, noises, strict=True)
+        for level, transform, estimate, level_noise in steps:
             first = tree.levels[tree.depth[level.start] - 1].start
             z_parent = samples[-1][:, (tree.parent[level] - first).tolist()]
-            prior = self.transformations(z_parent, rows)
-            if infer is None:
-                node = prior
-            else:
-                node = merge(Gaussian(infer.mean[:, rows], infer.var[:, rows]), prior)
+            prior = transform(z_parent)
+            node = prior
+            if estimate is not None:
+                node = merge(estimate, prior)
                 kls.append(kl(node, prior))
-            samples.append(sample(node, noise[:, rows]))
+            samples.append(sample(node, level_noise))
         z = torch.cat(samples, dim=1)
         prior_logit = self.prior_routers(z[:, tree.routers.tolist()])
         post_logit = None if features is None else self.route(features)
@@ -215,6 +235,15 @@ class NodeStack(nn.Module):
             prior_logit=prior_logit,
             log_node_prob=self.log_node_prob(prior_logit if post_logit is None else post_logit),
         )
+
+    def _by_level(
+        self, counts: list[int], *, one_by_one: bool
+    ) -> list[Callable[[Tensor], Gaussian]]:
+        """The transformations of levels of so many nodes: [B, n, Z, R, R] samples -> priors."""
+        if not one_by_one:
+            return by_rows(self.transformations, counts)
+        rows = iter(by_rows(self.transformations, [1] * sum(counts)))
+        return [partial(_in_turn, list(islice(rows, count))) for count in counts]
 
     def route(self, features: Tensor) -> Tensor:
         """The inference routers alone: [B, depths, C_b, R, R] -> [B, I] logits of "left"."""
@@ -260,6 +289,12 @@ class NodeStack(nn.Module):
         if self.heads.wide is not None:
             parts["heads.wide"] = below[self.heads.narrow_rows :]
         return parts
+
+
+def _in_turn(nodes: list[Callable[[Tensor], Gaussian]], z: Tensor) -> Gaussian:
+    """Each node's Gaussian of its own sample, z: [B, n, Z, R, R]."""
+    priors = [node(z_n) for node, z_n in zip(nodes, torch.split(z, 1, dim=1), strict=True)]
+    return Gaussian(*(torch.cat(parts, dim=1) for parts in zip(*priors, strict=True)))
 
 
 def kernel_size(config: TreeConfig) -> int:

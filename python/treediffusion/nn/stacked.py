@@ -1,20 +1,26 @@
 """Layers of many nodes, stacked along a leading row axis.
 
-Every tensor of a layer has one row per node, so the nodes of a tree level, which are neighbours in
-the topology, are a slice of it: no copy, no loop over nodes. ``rows`` selects that slice.
+Every tensor of a layer has one row per node, and nodes of a tree level are neighbours in the
+topology. So a level's layer is the same layer with parts of the tensors: `by_rows`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..kernels.stacked_conv import stacked_conv, stacked_conv_transpose
 
 ALL = slice(None)
+ROW_ENTRIES = 512
+"""Entries of a node's map, C S S, from which on a CPU takes nodes one by one."""
 
 
 class StackedConv(nn.Module):
@@ -38,10 +44,9 @@ class StackedConv(nn.Module):
         if self.bias is not None:
             _reset(self.bias, fan_in=channels * kernel * kernel)
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
-        """x: [B, n, C, S, S] -> [B, n, D, S', S'] for the n nodes in `rows`."""
-        y = stacked_conv(x, _part(self.weight, rows), padding=self.padding)
-        return y if self.bias is None else y + _part(self.bias, rows)[..., None, None]
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, n, C, S, S] -> [B, n, D, S', S']."""
+        return stacked_conv(x, self.weight, self.bias, padding=self.padding)
 
 
 class StackedConvTranspose(nn.Module):
@@ -68,15 +73,18 @@ class StackedConvTranspose(nn.Module):
         if self.bias is not None:
             _reset(self.bias, fan_in=out_channels * kernel * kernel)
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, C, S, S] -> [B, n, D, S', S']; S' as the framework's layer has it."""
         more = self.output_padding
-        cut = 0 if more else self.padding
-        y = stacked_conv_transpose(x, _part(self.weight, rows), stride=self.stride, padding=cut)
-        if more:  # rows and columns that the cut at the end would have taken, or zeros beyond it
-            first, last = -self.padding, more - self.padding
-            y = F.pad(y, (first, last, first, last))
-        return y if self.bias is None else y + _part(self.bias, rows)[..., None, None]
+        if not more:
+            return stacked_conv_transpose(
+                x, self.weight, self.bias, stride=self.stride, padding=self.padding
+            )
+        y = stacked_conv_transpose(x, self.weight, stride=self.stride, padding=0)
+        # Rows and columns that the cut at the end would have taken, or zeros beyond it.
+        first, last = -self.padding, more - self.padding
+        y = F.pad(y, (first, last, first, last))
+        return y if self.bias is None else y + self.bias[..., None, None]
 
 
 class StackedLinear(nn.Module):
@@ -90,10 +98,10 @@ class StackedLinear(nn.Module):
         if self.bias is not None:
             _reset(self.bias, fan_in=features)
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, in] -> [B, n, out]."""
-        y = torch.bmm(x.transpose(0, 1), _part(self.weight, rows)).transpose(0, 1)
-        return y if self.bias is None else y + _part(self.bias, rows)
+        y = torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1)
+        return y if self.bias is None else y + self.bias
 
 
 class StackedNorm(nn.Module):
@@ -114,19 +122,53 @@ class StackedNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(rows, channels))
         self.register_buffer("running_var", torch.ones(rows, channels))
 
-    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, C, ...] -> the same shape."""
         y = F.batch_norm(
             x.flatten(1, 2),
-            _part(self.running_mean, rows).flatten(),
-            _part(self.running_var, rows).flatten(),
-            _part(self.weight, rows).flatten(),
-            _part(self.bias, rows).flatten(),
+            self.running_mean.flatten(),
+            self.running_var.flatten(),
+            self.weight.flatten(),
+            self.bias.flatten(),
             training=self.training,
             momentum=0.1,
             eps=self.eps,
         )
         return y.view(x.shape)
+
+
+def by_rows(module: nn.Module, sizes: Sequence[int]) -> list[Callable[[Tensor], Any]]:
+    """The function of a module for each of some groups of neighbouring rows, which cover it.
+
+    All tensors are cut once, before any group is used: the gradient of a cut is a concatenation,
+    that of a slice is as large as the whole tensor.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    parts = [(name, torch.split(tensor, list(sizes))) for name, tensor in tensors]
+    return [
+        partial(functional_call, module, {name: part[k] for name, part in parts})
+        for k in range(len(sizes))
+    ]
+
+
+def one_by_one(x: Tensor) -> bool:
+    """Whether a CPU does the rows of x, [B, n, C, S, S], faster one after another.
+
+    It does where a row is work enough to hide the calls: its maps stay in the caches from one
+    layer to the next, and its convolutions are plain ones.
+    """
+    return x.device.type == "cpu" and math.prod(x.shape[2:]) >= ROW_ENTRIES
+
+
+def apply_rows(module: nn.Module, x: Tensor) -> Tensor:
+    """x: [B, n, C, S, S] through a module of n rows, all at once or one by one."""
+    if not one_by_one(x):
+        y: Tensor = module(x)
+        return y
+    rows = by_rows(module, [1] * x.shape[1])
+    return torch.cat(
+        [row(x_n) for row, x_n in zip(rows, torch.split(x, 1, dim=1), strict=True)], dim=1
+    )
 
 
 @torch.no_grad()
@@ -135,11 +177,6 @@ def copy_rows(target: nn.Module, source: nn.Module, rows: dict[int, int]) -> Non
     tensors = source.state_dict(keep_vars=True)
     for name, tensor in target.state_dict(keep_vars=True).items():
         tensor[list(rows.values())] = tensors[name][list(rows)]
-
-
-def _part(tensor: Tensor, rows: slice) -> Tensor:
-    """The chosen rows; all of them without a slice, whose gradient would be a copy."""
-    return tensor if rows == ALL else tensor[rows]
 
 
 def _reset(tensor: Tensor, *, fan_in: int) -> None:

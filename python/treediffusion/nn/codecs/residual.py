@@ -3,7 +3,8 @@
     block(x) = shortcut(x) + 0.1 conv(act(norm(... conv(act(norm(x))))))
 
 The CNN form has blocks of three convolutions and maps of R x R latents; the MLP form has blocks of
-two, and one dense layer between its vectors and maps of 4 x 4. The encoder is a stack of one.
+two, and one dense layer between its vectors and maps of 4 x 4. The encoder is a stack of one. A CPU
+runs one leaf's whole decoder after another's, whose maps then stay in its caches.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import TreeConfig
 from ...errors import ConfigError
 from ..activation import make_activation
-from ..stacked import StackedConv, StackedConvTranspose, StackedNorm
+from ..stacked import StackedConv, StackedConvTranspose, StackedNorm, apply_rows
 
 STEM = 8
 """Width next to the image in the CNN form."""
@@ -43,7 +45,7 @@ class ResidualBlock(nn.Module):
         y = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
             y = conv(self.activation(norm(y)))
-        return (x if self.shortcut is None else self.shortcut(x)) + BRANCH * y
+        return torch.add(x if self.shortcut is None else self.shortcut(x), y, alpha=BRANCH)
 
 
 class Down(nn.Module):
@@ -59,7 +61,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, 1, C, S, S] -> [B, 1, C, S/2, S/2]."""
-        y: Tensor = self.layer(x[:, 0])
+        y: Tensor = self.layer(x.flatten(1, 2))
         return y[:, None]
 
 
@@ -101,7 +103,7 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: [B, C, H, W] float in 0..1 -> [B, widths[-1], S, S]."""
         y: Tensor = self.activation(self.norm(self.layers(self.stem(images[:, None]))))
-        return y[:, 0]
+        return y.flatten(1, 2)
 
 
 class Crown(nn.Module):
@@ -123,21 +125,20 @@ class Crown(nn.Module):
                 _block(leaves, width, out_width, config),
                 Up(leaves, out_width, learned=learned),
             ]
-        layers.append(_block(leaves, widths[-1], widths[-1], config))
-        self.layers = nn.Sequential(*layers)
-        self.norm = StackedNorm(leaves, widths[-1])
-        self.activation = make_activation(config)
-        # The same maps at stride 1, but the framework starts them from other ranges.
-        self.out: nn.Module = (
+        layers += [
+            _block(leaves, widths[-1], widths[-1], config),
+            StackedNorm(leaves, widths[-1]),
+            make_activation(config),
+            # The same maps at stride 1, but the framework starts them from other ranges.
             StackedConvTranspose(leaves, widths[-1], image_channels, kernel=3, stride=1, bias=True)
             if config.is_mlp
-            else StackedConv(leaves, widths[-1], image_channels, bias=True)
-        )
+            else StackedConv(leaves, widths[-1], image_channels, bias=True),
+        ]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, y: Tensor) -> Tensor:
         """y: [B, L, widths[0], S, S] -> [B, L, C, H, W]."""
-        images: Tensor = self.out(self.activation(self.norm(self.layers(y))))
-        return images
+        return apply_rows(self.layers, y)
 
 
 class Encoder(Trunk):
