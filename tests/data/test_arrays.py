@@ -31,6 +31,7 @@ def saved(folder: Path, array: Array) -> str:
 
 
 def packed(folder: Path, **named: Array) -> str:
+    """As anybody may have written it, with pickled objects too; reading has to refuse those."""
     np.savez(folder / "a.npz", allow_pickle=True, **named)
     return str(folder / "a.npz")
 

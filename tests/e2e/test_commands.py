@@ -177,3 +177,15 @@ def test_help_is_there_and_quick(command: str) -> None:
     assert time.monotonic() - start < 10
     assert "usage" in done.stdout
     assert float(done.stdout.split()[-1]) < 0.5
+
+
+def test_vectors_are_not_drawn_and_that_is_said_at_once(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the tree's hours; the tree alone can be trained."""
+    np.save(tmp_path / "words.npy", np.random.default_rng(0).random((40, 12), np.float32))
+    command = ["train", "--config", str(settings), "--data", str(tmp_path / "words.npy")]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "vectors of 12 numbers" in said
+    assert "--stage tree" in said

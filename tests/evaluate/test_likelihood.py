@@ -18,7 +18,7 @@ from treediffusion.config import TreeConfig
 from treediffusion.errors import ConfigError, ShapeError
 from treediffusion.evaluate.likelihood import log_likelihood, published_log_likelihood
 from treediffusion.nn.gaussians import EPS
-from treediffusion.nn.stacked import StackedNorm
+from treediffusion.nn.stacked import StackedNorm, by_rows
 from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.progress import Progress
@@ -83,8 +83,9 @@ def term_by_term(tree: TreeVAE, image: Tensor, noise: Tensor) -> float:
     q = {"r": normal(*root)}
     p = {"r": normal(torch.zeros_like(root.mean), torch.ones_like(root.var))}
     z = {"r": q["r"].mean + q["r"].stddev * noise[:, 0]}
+    transforms = by_rows(nodes.transformations, [1] * (topology.num_nodes - 1))
     for row, name in enumerate(topology.names[1:], start=1):
-        prior = nodes.transformations(z[name[:-1]][:, None], slice(row - 1, row))
+        prior = transforms[row - 1](z[name[:-1]][:, None])
         mean_p, var_p = prior.mean[:, 0], prior.var[:, 0]
         mean_i, var_i = estimate.mean[:, row - 1], estimate.var[:, row - 1]
         var = 1 / (1 / (var_i + EPS) + 1 / (var_p + EPS))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..optional import require
 from .content import Content, Split
+from .pictures import opened
 
 CHARACTERS = {
     "Braille": 26,
@@ -157,16 +158,6 @@ def _drawings(base: Path) -> tuple[list[Path], list[str], list[int]]:
 
 def _decode(file: Path) -> NDArray[np.uint8]:
     """[28, 28] from 105x105, scaled as torchvision's Resize scales pictures."""
-    pillow = require("PIL.Image", extra="train")
-    try:
-        with pillow.open(file) as picture:
-            grey = picture.convert("L").resize((SIDE, SIDE), pillow.Resampling.BILINEAR)
-            return np.asarray(grey, np.uint8)
-    # Pillow reports damage as whatever its decoder stumbled over, from OSError to struct.error.
-    except Exception as fault:
-        raise DataError(
-            str(file),
-            got=f"a file that cannot be decoded ({fault})",
-            expected="a drawing",
-            hint="unpack the archive again",
-        ) from fault
+    bilinear = require("PIL.Image", extra="train").Resampling.BILINEAR
+    with opened(file, expected="a drawing", hint="unpack the archive again") as picture:
+        return np.asarray(picture.convert("L").resize((SIDE, SIDE), bilinear), np.uint8)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..optional import require
 from .content import Content, Split, as_labels
+from .pictures import opened
 from .text import is_newsgroups, read_newsgroups
 
 IDX_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
@@ -175,20 +175,10 @@ def _folder_labels(
 
 def _decode(file: Path) -> NDArray[np.uint8]:
     """[1, H, W] if the file is grey, else [3, H, W]; transparency is left out."""
-    pillow = require("PIL.Image", extra="train")
-    try:
-        with pillow.open(file) as picture:
-            deep = picture.mode.startswith(("I", "F"))
-            mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
-            pixels = np.asarray(picture.convert(mode), np.uint8)
-    # Pillow reports damage as whatever its decoder stumbled over, from OSError to struct.error.
-    except Exception as fault:
-        raise DataError(
-            str(file),
-            got=f"a file that cannot be decoded ({fault})",
-            expected="an image",
-            hint="replace or remove it",
-        ) from fault
+    with opened(file, expected="an image", hint="replace or remove it") as picture:
+        deep = picture.mode.startswith(("I", "F"))
+        mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+        pixels = np.asarray(picture.convert(mode), np.uint8)
     if deep:
         raise DataError(
             str(file), got="more than 8 bits a pixel", expected="8 bits", hint="convert it first"

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from ..nn.gaussians import EPS, Gaussian, merge
-from ..nn.stacked import ALL
 from ..nn.tree_objective import image_error, leaf_shares
 from ..nn.tree_vae import Inference, TreeVAE
 from ..progress import Progress
@@ -141,7 +140,7 @@ def _log_ratio(tree: TreeVAE, found: Inference) -> Tensor:
     """[n, N] float64, log p(z_i | z_parent) - log q(z_i | z_parent, x) of each node's sample."""
     z, stack = found.nodes.z, tree.nodes
     # Priors depend on finished samples alone here, so that all levels are one call.
-    prior = stack.transformations(z[:, tree.topology.parent[1:].tolist()], ALL)
+    prior = stack.transformations(z[:, tree.topology.parent[1:].tolist()])
     posterior = merge(stack.heads(found.features), prior)
     root = tree.root_posterior(found.features)
     unit = Gaussian(torch.zeros_like(root.mean), torch.ones_like(root.var))

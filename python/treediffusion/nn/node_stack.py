@@ -29,7 +29,6 @@ from .activation import make_activation
 from .codecs import latent_size, make_decoders
 from .gaussians import Gaussian, kl, merge, sample
 from .stacked import (
-    ALL,
     StackedConv,
     StackedLinear,
     StackedNorm,
@@ -48,7 +47,6 @@ class Transformations(nn.Module):
 
     def __init__(self, nodes: int, config: TreeConfig) -> None:
         super().__init__()
-        self.nodes = nodes
         z, c = config.latent_channels, config.channels
         widths = (z, c) if config.is_mlp else (z, z, z, c)
         kernel = kernel_size(config)
@@ -59,12 +57,8 @@ class Transformations(nn.Module):
         self.norms = nn.ModuleList(StackedNorm(nodes, width) for width in widths[1:])
         self.head = StackedConv(nodes, c, 2 * z, kernel=kernel, bias=config.is_mlp)
 
-    def forward(self, z: Tensor, rows: slice = ALL) -> Gaussian:
-        """z: [B, n, Z, R, R] samples of the parents -> the priors of the n nodes in `rows`."""
-        if rows != ALL:
-            start, stop, _ = rows.indices(self.nodes)
-            prior: Gaussian = by_rows(self, [start, stop - start, self.nodes - stop])[1](z)
-            return prior
+    def forward(self, z: Tensor) -> Gaussian:
+        """z: [B, N, Z, R, R] samples of the parents -> the nodes' priors."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             z = self.activation(norm(conv(z)))
         return as_gaussian(self.head(z))

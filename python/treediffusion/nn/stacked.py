@@ -18,7 +18,6 @@ from torch.func import functional_call
 
 from ..kernels.stacked_conv import stacked_conv, stacked_conv_transpose
 
-ALL = slice(None)
 ROW_ENTRIES = 512
 """Entries of a node's map, C S S, from which on a CPU takes nodes one by one."""
 

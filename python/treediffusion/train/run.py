@@ -71,6 +71,13 @@ def train(
     """
     progress = TrainingProgress(minutes=minutes, quiet=quiet)
     data, images = _open(config, run)
+    if images.shape[-1] == 1:
+        raise ConfigError(
+            "data",
+            got=f"vectors of {images.shape[1]} numbers",
+            expected="images, for the stage that learns to draw them",
+            hint="train the tree alone, with --stage tree",
+        )
     drawing = diffusion_cost(config.diffusion, images.shape[-1])
     with progress:
         progress.extend(tree_cost(config.tree, len(images)) + drawing)

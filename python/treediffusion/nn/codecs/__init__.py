@@ -15,6 +15,16 @@ from torch import nn
 from ...config import TreeConfig
 from . import chain, flat, residual
 
+KINDS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "cnn1": (chain.Encoder, chain.LeafDecoders),
+    "cnn2": (residual.Encoder, residual.LeafDecoders),
+    "mlp": (flat.VectorEncoder, flat.VectorDecoders),
+    "mlp_cnn1": (flat.GreyEncoder, flat.GreyDecoders),
+    "mlp_cnn2": (residual.FlatEncoder, residual.FlatDecoders),
+    "mlp_omniglot": (flat.StrokeEncoder, flat.StrokeDecoders),
+}
+"""The encoder and the stacked decoders of each `TreeConfig.codec`."""
+
 
 def make_encoder(config: TreeConfig, image_channels: int, image_size: int) -> nn.Module:
     """The configured encoder.
@@ -22,15 +32,8 @@ def make_encoder(config: TreeConfig, image_channels: int, image_size: int) -> nn
     Raises:
         ConfigError: it cannot read images of this size.
     """
-    kinds = {
-        "cnn1": chain.Encoder,
-        "cnn2": residual.Encoder,
-        "mlp": flat.VectorEncoder,
-        "mlp_cnn1": flat.GreyEncoder,
-        "mlp_cnn2": residual.FlatEncoder,
-        "mlp_omniglot": flat.StrokeEncoder,
-    }
-    return kinds[config.codec](config, image_channels, image_size)
+    encoder, _ = KINDS[config.codec]
+    return encoder(config, image_channels, image_size)
 
 
 def make_decoders(
@@ -41,15 +44,8 @@ def make_decoders(
     Raises:
         ConfigError: they cannot make images of this size.
     """
-    kinds = {
-        "cnn1": chain.LeafDecoders,
-        "cnn2": residual.LeafDecoders,
-        "mlp": flat.VectorDecoders,
-        "mlp_cnn1": flat.GreyDecoders,
-        "mlp_cnn2": residual.FlatDecoders,
-        "mlp_omniglot": flat.StrokeDecoders,
-    }
-    return kinds[config.codec](leaves, config, image_channels, image_size)
+    _, decoders = KINDS[config.codec]
+    return decoders(leaves, config, image_channels, image_size)
 
 
 def latent_size(config: TreeConfig) -> int:
