@@ -65,9 +65,8 @@ class Posterior(nn.Module):
         """images: [B, C, H, W], noise: [B, N, Z, R, R] -> z [B, N, Z, R, R], leaf_prob [B, L]."""
         features = self.tree.bottom_up(images)
         root_z = sample(self.tree.root_posterior(features), noise[:, 0])
-        nodes = self.tree.nodes(root_z, features, noise=noise[:, 1:])
-        leaves = self.tree.topology.leaves.tolist()
-        return nodes.z, nodes.log_node_prob[:, leaves].exp()
+        nodes = self.tree.nodes(root_z[:, None], features[:, None], noise=noise[:, 1:])
+        return nodes.z, nodes.log_node_prob[:, self.tree.nodes.leaf_rows].exp()
 
 
 class Condition(nn.Module):

@@ -109,15 +109,14 @@ def recipe(preset: str, folder: str, seed: int) -> dict[str, object]:
     torch.manual_seed(seed)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder_of_run:
-        stage = TreeStage(images, config, Path(folder_of_run) / "tree.safetensors")
-        tree = stage.run()
+        (grown,) = TreeStage(images, config, Path(folder_of_run) / "tree.safetensors").run()
     minutes = (time.perf_counter() - start) / 60
     row: dict[str, object] = {"preset": preset, "seed": seed, "minutes": round(minutes, 2)}
-    row["elbo"] = stage.state.history[-1]["elbo"]
+    row["elbo"] = grown.state.history[-1]["elbo"]
     if test.labels is not None:
         unseen = torch.from_numpy(to_float(test.images)).cuda()
-        leaf = leaf_prob(tree, unseen).argmax(1).cpu().numpy()
-        row |= clustering_metrics(test.labels, leaf, tree.topology)
+        leaf = leaf_prob(grown.tree, unseen).argmax(1).cpu().numpy()
+        row |= clustering_metrics(test.labels, leaf, grown.tree.topology)
     print(row, flush=True)
     return row
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from .apart import correlate
 
@@ -119,10 +120,11 @@ def stacked_conv_transpose(
 def _channels(x: Tensor) -> Tensor:
     """[B, N, C, S, S] -> [B, N*C, S, S]; a single node's with channels last on a CPU.
 
-    There its library is fastest so, and the result and what follows keep the layout.
+    There its library is fastest so, and the result and what follows keep the layout. Under `vmap`,
+    which knows no layouts, the nodes of all maps are many.
     """
     maps = x.flatten(1, 2)
-    if x.shape[1] == 1 and x.device.type == "cpu":
+    if x.shape[1] == 1 and x.device.type == "cpu" and not is_batchedtensor(x):
         maps = maps.contiguous(memory_format=torch.channels_last)
     return maps
 

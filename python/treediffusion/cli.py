@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
-from .config import Config, load_config, load_preset
+from .config import Config, Count, load_config, load_preset
 from .errors import ConfigError, TreeDiffusionError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -67,6 +67,8 @@ class Train:
     """Folder of the run; runs/PRESET if left out."""
     stage: Literal["tree", "diffusion", "all"] = "all"
     """tree: the tree alone; diffusion: what comes after a finished tree."""
+    seeds: Count | None = None
+    """Trees to train side by side from different seeds, of which one is kept: --tree.restarts."""
     max_minutes: float | None = None
     """Stop after so many minutes, with exit code 0; the same command continues."""
 
@@ -76,19 +78,23 @@ class Train:
         from .train.budget import OutOfTime
         from .train.run import check_tree, train, train_tree
 
-        out = self.out or Path("runs") / (self.settings.preset or "run")
+        settings = self.settings
+        if self.seeds is not None:
+            tree = settings.tree.model_copy(update={"restarts": self.seeds})
+            settings = settings.model_copy(update={"tree": tree})
+        out = self.out or Path("runs") / (settings.preset or "run")
         if self.stage == "diffusion":
             check_tree(out)
         minutes, look = self.max_minutes, early_report(out)
         try:
             if self.stage == "tree":
-                tree = train_tree(self.settings, out, minutes=minutes, look=look)
+                grown = train_tree(settings, out, minutes=minutes, look=look)
             else:
-                tree = train(self.settings, out, minutes=minutes, look=look).tree.topology
+                grown = train(settings, out, minutes=minutes, look=look).tree.topology
         except OutOfTime as stop:
             print(f"{out}: time is up, {stop}; the same command continues")
             return 0
-        print(f"{out}: {tree.num_leaves} leaves, trained")
+        print(f"{out}: {grown.num_leaves} leaves, trained")
         if self.stage == "tree":
             print(f"next: the same command with --stage diffusion; look at {out / 'preview.png'}")
         else:

@@ -124,6 +124,9 @@ class TreeConfig(Section):
     maps. colour: crops, mirror images, colours and greys of CIFAR and CUBICC. faces: CelebA's."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Two views of each image, and what they must agree on."""
+    compile: bool = False
+    """Compile each phase's loss with torch.compile. That takes minutes for each, and pays only in
+    long phases of small networks; convolutions are as fast without."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -35,6 +35,7 @@ from .files import write_json
 from .nn.tree_vae import TreeVAE
 from .topology import TreeTopology
 from .train.budget import TrainingProgress
+from .train.grower import Grower
 from .train.measure import CHUNK, leaf_prob, mean_elbo
 from .train.plan import tree_cost
 from .train.restarts import SEED_STRIDE
@@ -116,11 +117,11 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
         config, device = self._settings(), _device(self.device)
         with _folder(self.checkpoint) as folder, _own_state(device, config.threads):
             _claim(folder, config, images)
-            stage = _train(torch.from_numpy(images).to(device), config, folder, self.verbose)
+            grown = _train(torch.from_numpy(images).to(device), config, folder, self.verbose)
         self._threads = config.threads
-        self.tree_: TreeVAE = stage.tree
-        self.topology_: TreeTopology = stage.tree.topology
-        self.node_share_ = np.array(stage.state.node_share)
+        self.tree_: TreeVAE = grown.tree
+        self.topology_: TreeTopology = grown.tree.topology
+        self.node_share_ = np.array(grown.state.node_share)
         self.image_shape_ = images.shape[1:]
         self.n_features_in_ = images[0].size
         self.labels_: NDArray[np.int64] = self._leaf_prob(images).argmax(1)
@@ -252,22 +253,20 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
             yield device
 
 
-def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> TreeStage:
+def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> Grower:
     """The restart to keep, of all of them one after another.
 
     Not side by side as in `train.restarts`: its processes read images from a named source, and need
     a main module that can be imported, which a notebook has not.
     """
     total = config.tree.restarts * tree_cost(config.tree, len(images))
-    stages = []
+    trees = []
     with TrainingProgress(total, quiet=not verbose) as progress:
         for number in range(config.tree.restarts):
             torch.manual_seed(config.seed + number * SEED_STRIDE)
-            stage = TreeStage(images, config.tree, folder / TREE.format(number), progress)
-            stage.run()
-            stages.append(stage)
+            trees += TreeStage(images, config.tree, folder / TREE.format(number), progress).run()
         progress.extend(progress.done)
-    return choose_tree(stages, config.tree)
+    return choose_tree(trees, config.tree)
 
 
 def _claim(folder: Path, config: Config, images: NDArray[np.float32]) -> None:

@@ -37,6 +37,7 @@ class TreeTopology:
 
     ROOT: ClassVar[int] = 0
     ABSENT: ClassVar[int] = -1
+    num_roots: ClassVar[int] = 1
 
     names: tuple[str, ...]
 
@@ -115,6 +116,11 @@ class TreeTopology:
     def depth(self) -> IntArray:
         """[N] edges from the root."""
         return np.array([len(name) - 1 for name in self.names], np.int32)
+
+    @cached_property
+    def tree_of(self) -> IntArray:
+        """[N] zeros: there is one tree; see `Forest`."""
+        return np.zeros(self.num_nodes, np.int32)
 
     @cached_property
     def levels(self) -> tuple[slice, ...]:

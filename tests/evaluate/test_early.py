@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_labels_that_compare_with_nothing_give_no_numbers(
     """None, or no two images of one class: the picture is there, and training goes on."""
     early_report(tmp_path)(images(labels), END)
     assert [path.name for path in tmp_path.iterdir()] == ["preview.png"]
+
+
+def test_of_several_trees_the_kept_one_is_shown_beside_all(tmp_path: Path) -> None:
+    """Each finished tree with its number, then the kept one; the others leave only numbers."""
+    look, labels = early_report(tmp_path), np.array([7, 7, 900, 7, 900])
+    look(images(labels), replace(END, number=0))
+    assert not list(tmp_path.iterdir())
+    look(images(labels), replace(END, leaf=np.array([0, 0, 1, 0, 1]), number=1))
+    look(images(labels), END)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["clustering"]["acc"] == 0.8
+    assert found["trees"]["count"] == 2
+    assert found["trees"]["mean"]["acc"] == pytest.approx(0.9)
+    assert found["trees"]["deviation"]["acc"] == pytest.approx(0.2 / 2**0.5)
 
 
 def test_vectors_give_no_picture(tmp_path: Path) -> None:

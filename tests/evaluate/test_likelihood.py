@@ -74,7 +74,7 @@ def term_by_term(tree: TreeVAE, image: Tensor, noise: Tensor) -> float:
     """
     topology, nodes = tree.topology, tree.nodes
     features = tree.bottom_up(image)
-    estimate = nodes.heads(features)
+    estimate = nodes.heads(features[:, None])
     root = tree.root_posterior(features)
 
     def normal(mean: Tensor, var: Tensor) -> Normal:

@@ -55,7 +55,7 @@ class Heads(Affine):
     """All nodes' estimates from the one feature map that there is."""
 
     def forward(self, features: Tensor, rows: slice = slice(None)) -> Gaussian:
-        return super().forward(features[:, :1].expand(-1, len(self.weight), -1, -1, -1), rows)
+        return super().forward(features[:, 0, :1].expand(-1, len(self.weight), -1, -1, -1), rows)
 
 
 class RootHead(Affine):

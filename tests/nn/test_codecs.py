@@ -106,7 +106,7 @@ def test_leaves_at_full_depth_read_the_encoder_itself() -> None:
     found = grown.infer(images, noise=noise)
     row = grown.topology.row("r11")
     rows = [grown.topology.row(name) for name in ("r110", "r111")]
-    below = children(found.nodes.z[:, row], found.features[:, 2:4], noise=noise[:, rows])
+    below = children(found.nodes.z[:, [row]], found.features[:, None, 2:4], noise=noise[:, rows])
     torch.testing.assert_close(below.z[:, 1:], found.nodes.z[:, rows], rtol=1e-12, atol=1e-12)
 
 

@@ -150,7 +150,7 @@ def test_a_subtrees_divergences_are_not_cut() -> None:
     tree = make_tree()
     children = tree.new_leaves("r1").double().eval()
     found, images = tree.infer(draw(BATCH, 1, 8, 8).sigmoid()), draw(BATCH, 1, 8, 8).sigmoid()
-    part = children(found.nodes.z[:, 2], found.features[:, 1:])
+    part = children(found.nodes.z[:, 2:3], found.features[:, None, 1:])
     node_kl = torch.full((BATCH, 2), 5000.0).double().requires_grad_()
     log_prob = F.logsigmoid(draw(BATCH, seed=4))
     elbo = subtree_elbo(
@@ -239,7 +239,7 @@ def test_a_subtree_is_its_share_of_the_whole_tree(likelihood: str) -> None:
     images, noise = draw(BATCH, 1, 8, 8).sigmoid(), draw(BATCH, 5, *tree.latent_shape, seed=1)
     whole = tree.infer(images, noise=noise)
     log_prob = whole.nodes.log_node_prob[:, 1]
-    part = children(whole.nodes.z[:, 1], whole.features[:, 1:], noise=noise[:, 3:])
+    part = children(whole.nodes.z[:, 1:2], whole.features[:, None, 1:], noise=noise[:, 3:])
     small = subtree_elbo(children, part, images, log_prob, likelihood=likelihood)
     full = tree_elbo(tree.nodes, whole, images, likelihood=likelihood)
 
@@ -260,7 +260,7 @@ def test_a_subtree_that_nothing_reaches_costs_nothing() -> None:
     children = tree.new_leaves("r1").double().eval()
     images = torch.rand(BATCH, 1, 8, 8, dtype=torch.float64)
     found = tree.infer(images)
-    part = children(found.nodes.z[:, 2], found.features[:, 1:])
+    part = children(found.nodes.z[:, 2:3], found.features[:, None, 1:])
     never = torch.full((BATCH,), -1e4).double()
     elbo = subtree_elbo(children, part, images, never, likelihood="bernoulli")
     assert elbo.loss(1.0) == 0

@@ -247,7 +247,9 @@ def test_grown_leaves_are_the_networks_that_were_attached() -> None:
     images, noise = batch_for(grown)
     found = grown.infer(images, noise=noise)
     rows = [grown.topology.row(name) for name in ("r00", "r000", "r001")]
-    below = children(found.nodes.z[:, rows[0]], found.features[:, 2:], noise=noise[:, rows[1:]])
+    below = children(
+        found.nodes.z[:, rows[:1]], found.features[:, None, 2:], noise=noise[:, rows[1:]]
+    )
     close(below.z, found.nodes.z[:, rows])
     log_reach = found.nodes.log_node_prob[:, rows[:1]]
     close(below.log_node_prob + log_reach, found.nodes.log_node_prob[:, rows])

@@ -100,12 +100,11 @@ def test_it_is_the_tree_of_the_training_stage(fitted: TreeVAEClusterer, tmp_path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         images = torch.from_numpy(X[:, None] / np.float32(255))
-        stage = TreeStage(images, fitted.tree_.config, tmp_path / "tree.safetensors")
-        stage.run()
-    theirs = stage.tree.state_dict()
-    assert stage.tree.topology == fitted.topology_
+        (grown,) = TreeStage(images, fitted.tree_.config, tmp_path / "tree.safetensors").run()
+    theirs = grown.tree.state_dict()
+    assert grown.tree.topology == fitted.topology_
     assert all(torch.equal(t, theirs[name]) for name, t in fitted.tree_.state_dict().items())
-    assert fitted.labels_.tolist() == stage.leaf_prob().argmax(1).tolist()
+    assert fitted.labels_.tolist() == grown.leaf_prob().argmax(1).tolist()
 
 
 def test_labels_are_what_predict_says_of_the_training_images(fitted: TreeVAEClusterer) -> None:

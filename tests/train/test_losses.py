@@ -78,7 +78,7 @@ def test_a_subtrees_loss_is_that_of_the_whole_tree_around_it(
     loss = objective.loss(rows, 0.7)
     torch.manual_seed(3)
     children = objective.trained
-    part = children(parent, found.features[:, 2:4])
+    part = children(parent[:, None], found.features[:, None, 2:4])
     expected = subtree_elbo(children, part, images, log_prob, likelihood="bernoulli").loss(0.7)
     if weight:
         expected += contrastive_loss(CONTRAST, children, part, None, log_prob=log_prob)

@@ -16,7 +16,8 @@ from treediffusion.config import Config
 from treediffusion.errors import CheckpointError
 from treediffusion.train import checkpoint
 from treediffusion.train.budget import OutOfTime
-from treediffusion.train.run import RESTART, TREE, train
+from treediffusion.train.restarts import APART
+from treediffusion.train.run import TREE, train
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,14 @@ def elbo(path: Path) -> float:
 
 
 def test_the_best_of_different_trees_is_kept(run: Path) -> None:
-    scores = [elbo(run / RESTART.format(number)) for number in range(2)]
+    scores = [elbo(run / APART.format(number)) for number in range(2)]
     assert scores[0] != scores[1]
     assert elbo(run / TREE) == max(scores)
 
 
 def test_the_first_restart_is_the_tree_of_a_single_run(run: Path, tmp_path: Path) -> None:
     """Side by side changes nothing: the processes share no random number and no thread."""
-    settings = checkpoint.load(run / RESTART.format(0))[0]
+    settings = checkpoint.load(run / APART.format(0))[0]
     config = bars_config(tmp_path)
     diffusion = config.diffusion.model_copy(update={"steps": 1})
     train(config.model_copy(update={"diffusion": diffusion}), tmp_path / "one", quiet=True)
@@ -66,14 +67,14 @@ def test_a_killed_run_ends_with_the_same_tree(config: Config, run: Path, tmp_pat
     environment = os.environ | {"TQDM_DISABLE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (out / RESTART.format(1)).exists() and process.poll() is None:
+    while not (out / APART.format(1)).exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     def places() -> list[tuple[object, ...]]:
-        states = [checkpoint.load(out / RESTART.format(number))[1] for number in range(2)]
+        states = [checkpoint.load(out / APART.format(number))[1] for number in range(2)]
         return [(state["splits"], str(state["phase"]), state["epoch"], state["step"])
                 for state in states]  # fmt: skip
 
@@ -91,6 +92,6 @@ def test_a_killed_run_ends_with_the_same_tree(config: Config, run: Path, tmp_pat
 def test_a_fault_in_one_process_is_the_commands_fault(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / RESTART.format(1)).write_bytes(b"cut")
+    (out / APART.format(1)).write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cut"):
         train(config, out, quiet=True)

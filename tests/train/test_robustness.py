@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from treediffusion.config import TreeConfig
 from treediffusion.errors import DataError, TrainingError
-from treediffusion.train import checkpoint, tree_stage
+from treediffusion.train import checkpoint, grower
+from treediffusion.train.grower import Grower
 from treediffusion.train.losses import TreeObjective
 from treediffusion.train.tree_stage import TreeStage
 
@@ -30,7 +31,7 @@ def draw(count: int, channels: int = 1) -> Tensor:
     return torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def assert_trained(trained: TreeStage) -> None:
+def assert_trained(trained: Grower) -> None:
     assert trained.state.phase.kind == "done"
     assert all(tensor.isfinite().all() for tensor in trained.tree.state_dict().values())
     assert all(math.isfinite(row["elbo"]) for row in trained.state.history)
@@ -61,9 +62,8 @@ def test_few_images_are_trained_on(count: int, tmp_path: Path) -> None:
     few = stage(draw(count), tmp_path)
     sizes = []
     real = few._report
-    few._report = lambda size, epochs: (sizes.append(size), real(size, epochs))  # type: ignore[method-assign,assignment]
-    few.run()
-    assert_trained(few)
+    few._report = lambda now, size: (sizes.append(size), real(now, size))  # type: ignore[method-assign,assignment]
+    assert_trained(*few.run())
     assert set(sizes) == {min(count, 8)}
 
 
@@ -71,15 +71,13 @@ def test_few_images_are_trained_on(count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_images_are_trained_on(value: float, likelihood: str, tmp_path: Path) -> None:
     same = stage(torch.full((20, 1, 8, 8), value), tmp_path, likelihood=likelihood)
-    same.run()
-    assert_trained(same)
+    assert_trained(*same.run())
 
 
 @pytest.mark.parametrize("criterion", ["samples", "reconstruction", "elbo"])
 @pytest.mark.parametrize("augmentation", ["none", "shifts"])
 def test_every_criterion_grows_a_tree(criterion: str, augmentation: str, tmp_path: Path) -> None:
-    grown = stage(draw(40), tmp_path, criterion=criterion, augmentation=augmentation)
-    grown.run()
+    (grown,) = stage(draw(40), tmp_path, criterion=criterion, augmentation=augmentation).run()
     assert_trained(grown)
     assert "subtree" in [row["phase"] for row in grown.state.history]
 
@@ -94,9 +92,8 @@ def test_images_that_all_fall_into_one_leaf_are_split_further(
         prob[:, tree.topology.leaf_names.index(min(tree.topology.leaf_names))] = 1
         return prob
 
-    monkeypatch.setattr(tree_stage, "leaf_prob", all_left)
-    one = stage(draw(20), tmp_path)
-    one.run()
+    monkeypatch.setattr(grower, "leaf_prob", all_left)
+    (one,) = stage(draw(20), tmp_path).run()
     assert_trained(one)
     assert [row["leaf"] for row in one.state.history if row["leaf"]] == ["r0"]
     assert one.tree.topology.leaf_names == ("r00",)
@@ -126,9 +123,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spares_the_checkpoint(
     tensors, state = checkpoint.load(tmp_path / "tree.safetensors")
     assert state["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    again = stage(draw(40), tmp_path)
-    again.run()
-    assert_trained(again)
+    assert_trained(*stage(draw(40), tmp_path).run())
 
 
 def test_a_learning_rate_that_explodes_is_an_error_before_anything_is_written(
@@ -143,7 +138,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     """Although every loss so far was: the step after the last loss can spoil them."""
     bad = stage(draw(40), tmp_path)
     with torch.no_grad():
-        next(bad.tree.parameters()).fill_(math.inf)
+        next(bad.growers[0].tree.parameters()).fill_(math.inf)
     with pytest.raises(TrainingError, match="weights"):
         bad._save()
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ class Line:
         torch.manual_seed(0)
         self.trained = nn.Linear(3, 1).to(device)
         self.x, self.y = torch.randn(64, 3, device=device), torch.randn(64, 1, device=device)
-        self.count = 64
+        self.counts = [64]
 
     def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
         error = (self.trained(self.x[rows]) - self.y[rows]).square().mean()
@@ -57,6 +58,45 @@ def test_a_cpu_gets_the_plain_step() -> None:
     assert type(make_step(line, make_adam(line.trained.parameters(), 1.0))) is Step
 
 
+def test_a_compiled_step_equals_the_plain_one() -> None:
+    """In three compilations less: weights and rates change, the code does not."""
+    plain, compiled = Line(), Line()
+    losses = [
+        train(Step(line, make_adam(line.trained.parameters(), 1.0), compiled=flag), "cpu")
+        for line, flag in ((plain, False), (compiled, True))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(compiled.trained.weight, plain.trained.weight)
+
+
+def test_every_phase_is_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree grows as without, its losses traced as a whole; the code generator is left out."""
+    whole, graphs = torch.compile, []
+
+    def traced(loss: Any, **kinds: Any) -> Any:
+        assert kinds["fullgraph"]
+        graphs.append(loss)
+        return whole(loss, backend="aot_eager", **kinds)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    config = TreeConfig.model_validate(
+        {
+            "latent_channels": 2, "channels": 4, "levels": 3, "max_leaves": 3, "batch_size": 16,
+            "phases": {"initial": 2, "subtree": 2, "intermediate": 1, "final": 2},
+        }
+    )  # fmt: skip
+    found = []
+    for name in ("plain", "compiled"):
+        torch.manual_seed(0)
+        images = torch.rand(40, 1, 8, 8)
+        settings = config.model_copy(update={"compile": name == "compiled"})
+        found += TreeStage(images, settings, tmp_path / f"{name}.safetensors").run()
+    plain, compiled = ([row["elbo"] for row in tree.state.history] for tree in found)
+    assert len(graphs) == len(compiled)
+    # Adam divides rounding errors of small gradients by their size.
+    assert compiled == pytest.approx(plain, rel=1e-2)
+
+
 @pytest.mark.gpu
 def test_the_recorded_step_equals_the_plain_one() -> None:
     """Rates and weights change between replays, so they are read anew."""
@@ -78,7 +118,6 @@ def test_a_tree_trains_in_recorded_steps(tmp_path: Path) -> None:
     ).model_copy(update={"phases": TreeConfig().phases.model_copy(
         update={"initial": 8, "subtree": 8, "intermediate": 2, "final": 2})})  # fmt: skip
     images = torch.rand(256, 1, 8, 8, device="cuda").round()
-    stage = TreeStage(images, config, tmp_path / "tree.safetensors")
-    stage.run()
-    history = stage.state.history
+    (grown,) = TreeStage(images, config, tmp_path / "tree.safetensors").run()
+    history = grown.state.history
     assert history[-1]["reconstruction"] < history[0]["reconstruction"]

@@ -30,11 +30,18 @@ def early_report(out: Path) -> Callable[[ImageSet, PhaseEnd], None]:
     """What to pass to training as `look`; it writes `preview.png` and `metrics.json` into a folder.
 
     The picture is left out for what is not grey or coloured images of bytes, the metrics for what
-    has no labels.
+    has no labels. Of several trees the kept one is shown, with the mean and the deviation of what
+    all of them reached.
     """
+    several: list[dict[str, float]] = []
 
     def look(data: ImageSet, end: PhaseEnd) -> None:
         tree, leaf, labels, images = end.topology, end.leaf, data.labels, data.images
+        if end.number is not None:
+            with contextlib.suppress(DataError):
+                if labels is not None:
+                    several.append(clustering_metrics(labels, leaf, tree))
+            return
         if _is_bytes(images) and images.shape[1] in (1, 3):
             figure = tree_picture(
                 tree,
@@ -48,10 +55,22 @@ def early_report(out: Path) -> Callable[[ImageSet, PhaseEnd], None]:
         # Labels without two images of one class are nothing to compare with.
         with contextlib.suppress(DataError):
             if labels is not None:
-                found = clustering_metrics(labels, leaf, tree)
-                write_json(out / "metrics.json", {"images": len(leaf), "clustering": found})
+                found: dict[str, Any] = {"clustering": clustering_metrics(labels, leaf, tree)}
+                if len(several) > 1:
+                    found["trees"] = spread(several)
+                write_json(out / "metrics.json", {"images": len(leaf)} | found)
 
     return look
+
+
+def spread(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """How many rows, and the mean and deviation (of the sample) of each of their numbers."""
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {
+        "count": len(rows),
+        "mean": {name: float(column.mean()) for name, column in columns.items()},
+        "deviation": {name: float(column.std(ddof=1)) for name, column in columns.items()},
+    }
 
 
 def leaf_members(

@@ -141,7 +141,7 @@ def _log_ratio(tree: TreeVAE, found: Inference) -> Tensor:
     z, stack = found.nodes.z, tree.nodes
     # Priors depend on finished samples alone here, so that all levels are one call.
     prior = stack.transformations(z[:, tree.topology.parent[1:].tolist()])
-    posterior = merge(stack.heads(found.features), prior)
+    posterior = merge(stack.heads(found.features[:, None]), prior)
     root = tree.root_posterior(found.features)
     unit = Gaussian(torch.zeros_like(root.mean), torch.ones_like(root.var))
     return torch.cat(

@@ -13,10 +13,11 @@ finished samples alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TreeConfig
+from ..forest import Forest
 from ..topology import TreeTopology
 from .activation import make_activation
 from .codecs import latent_size, make_decoders
@@ -37,6 +39,8 @@ from .stacked import (
     copy_rows,
     one_by_one,
 )
+
+Topology: TypeAlias = TreeTopology | Forest
 
 
 class Transformations(nn.Module):
@@ -93,6 +97,19 @@ class Routers(nn.Module):
         return logit
 
 
+class Maps:
+    """Picks each node's map, that of its depth: [B, S, depths, C, R, R] -> [B, n, C, R, R]."""
+
+    def __init__(self, topology: Topology, rows: Sequence[int]) -> None:
+        self.trees, self.depths = topology.tree_of[rows].tolist(), topology.depth[rows].tolist()
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """features: those of all trees, each from its root's depth on."""
+        depths = features.shape[2]
+        places = zip(self.trees, self.depths, strict=True)
+        return features.flatten(1, 2)[:, [tree * depths + depth for tree, depth in places]]
+
+
 class Heads(nn.Module):
     """The bottom-up estimates of all nodes below the root, straight from their depths' maps.
 
@@ -100,40 +117,49 @@ class Heads(nn.Module):
     maps; they have a stack of their own then. Narrower maps end in zeros.
     """
 
-    def __init__(self, topology: TreeTopology, config: TreeConfig, *, root_depth: int) -> None:
+    def __init__(self, topology: Topology, config: TreeConfig, root_depths: Sequence[int]) -> None:
         super().__init__()
-        self.depth = topology.depth[1:].tolist()
-        deepest = config.levels - 1 - root_depth
-        wide = sum(depth == deepest for depth in self.depth) if config.encoder_channels else 0
-        self.narrow_rows, self.channels = len(self.depth) - wide, config.channels
+        self.channels = config.channels
+        below = range(topology.num_roots, topology.num_nodes)
+        depth = topology.depth + np.array(root_depths)[topology.tree_of]
+        deepest = config.levels - 1 if config.encoder_channels else None
+        self.wide_rows = [row for row in below if depth[row] == deepest]
+        self.narrow_rows = [row for row in below if depth[row] != deepest]
+        self.narrow_maps = Maps(topology, self.narrow_rows)
+        self.wide_maps = Maps(topology, self.wide_rows)
+        order = np.argsort(self.narrow_rows + self.wide_rows).tolist()
+        self.order = None if order == sorted(order) else order
         outputs, kernel, bias = 2 * config.latent_channels, kernel_size(config), config.is_mlp
         self.narrow = StackedConv(
-            self.narrow_rows, config.channels, outputs, kernel=kernel, bias=bias
+            len(self.narrow_rows), config.channels, outputs, kernel=kernel, bias=bias
         )
         self.wide = (
-            StackedConv(wide, config.encoder_channels, outputs, kernel=kernel, bias=bias)
-            if wide and config.encoder_channels
+            StackedConv(
+                len(self.wide_rows), config.encoder_channels, outputs, kernel=kernel, bias=bias
+            )
+            if self.wide_rows and config.encoder_channels
             else None
         )
 
     def forward(self, features: Tensor) -> Gaussian:
-        """features: [B, depths, C, R, R] -> [B, N - 1, Z, R, R] mean and variance."""
+        """features: [B, S, depths, C, R, R] -> [B, N - S, Z, R, R] mean and variance."""
+        narrow = self.narrow_maps(features)[:, :, : self.channels]
         if self.wide is None:
-            return as_gaussian(apply_rows(self.narrow, features[:, self.depth, : self.channels]))
-        narrow, wide = self.depth[: self.narrow_rows], self.depth[self.narrow_rows :]
-        parts = [self.wide(features[:, wide])]
-        if narrow:
-            parts.insert(0, self.narrow(features[:, narrow, : self.channels]))
-        return as_gaussian(torch.cat(parts, dim=1))
+            return as_gaussian(apply_rows(self.narrow, narrow))
+        parts = [self.wide(self.wide_maps(features))]
+        if self.narrow_rows:
+            parts.insert(0, self.narrow(narrow))
+        found = torch.cat(parts, dim=1)
+        return as_gaussian(found if self.order is None else found[:, self.order])
 
 
 @dataclass(frozen=True)
 class TreePass:
-    """What one traversal found; the root's own row is first.
+    """What one traversal found; the roots' own rows are first.
 
     Attributes:
         z: [B, N, Z, R, R] samples.
-        node_kl: [B, N - 1] nats, KL of each node's posterior from its prior, root left out;
+        node_kl: [B, N - S] nats, KL of each node's posterior from its prior, roots left out;
             None where there was no posterior.
         post_logit: [B, I] inference routers' logits of "left"; None without images.
         prior_logit: [B, I] generative routers' logits of "left".
@@ -149,10 +175,11 @@ class TreePass:
 
 
 class NodeStack(nn.Module):
-    """All nodes of a topology but the root's own latent, whose sample is given.
+    """All nodes of a topology but the roots' own latents, whose samples are given.
 
     A whole tree and the two leaves that grow under a leaf are the same thing here: the latter is
-    a `TreeTopology.initial()` whose root is the leaf.
+    a `TreeTopology.initial()` whose root is the leaf. So are S trees together, each with images of
+    its own: a `Forest`. Below, a single tree has S = 1.
     """
 
     edge_left: Tensor
@@ -160,19 +187,27 @@ class NodeStack(nn.Module):
 
     def __init__(
         self,
-        topology: TreeTopology,
+        topology: Topology,
         config: TreeConfig,
         *,
         image_channels: int,
         image_size: int,
-        root_depth: int = 0,
+        root_depths: Sequence[int] | None = None,
     ) -> None:
-        """Builds the networks; root_depth is that of the leaf they grow under, in its own tree."""
+        """Builds the networks; root_depths are those of the leaves that each tree grows under."""
         super().__init__()
-        self.topology, self.channels = topology, config.channels
-        routers = len(topology.routers)
-        self.transformations = Transformations(topology.num_nodes - 1, config)
-        self.heads = Heads(topology, config, root_depth=root_depth)
+        self.topology, self.config, self.channels = topology, config, config.channels
+        self.image_shape = image_channels, image_size
+        self.root_depths = list(root_depths or [0] * topology.num_roots)
+        # Lists of Python's numbers, which neither a step nor a compiler has to convert.
+        self.leaf_rows: list[int] = topology.leaves.tolist()
+        self.router_rows: list[int] = topology.routers.tolist()
+        self.tree_of: list[int] = topology.tree_of.tolist()
+        self.levels = [_level(topology, depth) for depth in range(1, len(topology.levels))]
+        self.router_maps = Maps(topology, self.router_rows)
+        routers = len(self.router_rows)
+        self.transformations = Transformations(topology.num_nodes - topology.num_roots, config)
+        self.heads = Heads(topology, config, self.root_depths)
         self.prior_routers = Routers(routers, config.latent_channels, config)
         self.post_routers = Routers(routers, config.channels, config)
         self.decoders = make_decoders(topology.num_leaves, config, image_channels, image_size)
@@ -190,37 +225,35 @@ class NodeStack(nn.Module):
         """Samples every node.
 
         Args:
-            root_z: [B, Z, R, R] the root's sample.
-            features: [B, depths, C_b, R, R] bottom-up maps by depth, the root's depth first; None
-                samples the prior.
-            noise: [B, N - 1, Z, R, R] standard normal, drawn here if None.
+            root_z: [B, S, Z, R, R] the roots' samples.
+            features: [B, S, depths, C_b, R, R] bottom-up maps by depth, the root's depth first;
+                None samples the prior.
+            noise: [B, N - S, Z, R, R] standard normal, drawn here if None.
         """
         tree = self.topology
         if noise is None:
             noise = torch.randn(
-                len(root_z), tree.num_nodes - 1, *root_z.shape[1:],
+                len(root_z), tree.num_nodes - tree.num_roots, *root_z.shape[2:],
                 dtype=root_z.dtype, device=root_z.device,
             )  # fmt: skip
-        counts = [level.stop - level.start for level in tree.levels[1:]]
-        transforms = self._by_level(counts, one_by_one=one_by_one(root_z[:, None]))
+        counts = [len(parents) for parents in self.levels]
+        transforms = self._by_level(counts, one_by_one=one_by_one(root_z))
         noises = torch.split(noise, counts, dim=1)
         estimates: list[Gaussian | None] = [None] * len(counts)
         if features is not None:
             mean, var = (torch.split(part, counts, dim=1) for part in self.heads(features))
             estimates = [Gaussian(*parts) for parts in zip(mean, var, strict=True)]
-        samples, kls = [root_z[:, None]], []
-        steps = zip(tree.levels[1:], transforms, estimates, noises, strict=True)
-        for level, transform, estimate, level_noise in steps:
-            first = tree.levels[tree.depth[level.start] - 1].start
-            z_parent = samples[-1][:, (tree.parent[level] - first).tolist()]
-            prior = transform(z_parent)
+        samples, kls = [root_z], []
+        steps = zip(self.levels, transforms, estimates, noises, strict=True)
+        for parents, transform, estimate, level_noise in steps:
+            prior = transform(samples[-1][:, parents])
             node = prior
             if estimate is not None:
                 node = merge(estimate, prior)
                 kls.append(kl(node, prior))
             samples.append(sample(node, level_noise))
         z = torch.cat(samples, dim=1)
-        prior_logit = self.prior_routers(z[:, tree.routers.tolist()])
+        prior_logit = self.prior_routers(z[:, self.router_rows])
         post_logit = None if features is None else self.route(features)
         return TreePass(
             z=z,
@@ -240,9 +273,8 @@ class NodeStack(nn.Module):
         return [partial(_in_turn, list(islice(rows, count))) for count in counts]
 
     def route(self, features: Tensor) -> Tensor:
-        """The inference routers alone: [B, depths, C_b, R, R] -> [B, I] logits of "left"."""
-        depth = self.topology.depth[self.topology.routers].tolist()
-        logit: Tensor = self.post_routers(features[:, depth, : self.channels])
+        """The inference routers alone: [B, S, depths, C_b, R, R] -> [B, I] logits of "left"."""
+        logit: Tensor = self.post_routers(self.router_maps(features)[:, :, : self.channels])
         return logit
 
     def log_node_prob(self, logit: Tensor) -> Tensor:
@@ -256,8 +288,21 @@ class NodeStack(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z: [B, N, Z, R, R] -> [B, L, C, H, W], each leaf's image from its own sample."""
-        images: Tensor = self.decoders(z[:, self.topology.leaves.tolist()])
+        images: Tensor = self.decoders(z[:, self.leaf_rows])
         return images
+
+    def like(self, topology: Topology, *, root_depths: Sequence[int] | None = None) -> NodeStack:
+        """Fresh networks of the same kind for other trees."""
+        channels, size = self.image_shape
+        stack = NodeStack(
+            topology,
+            self.config,
+            image_channels=channels,
+            image_size=size,
+            root_depths=root_depths,
+        )
+        some = next(self.parameters())
+        return stack.to(device=some.device, dtype=some.dtype).train(self.training)
 
     def copy_from(self, source: NodeStack, *, rename: Callable[[str], str] = lambda n: n) -> None:
         """Takes over the rows of every node that both have; `rename` maps the source's names."""
@@ -271,18 +316,25 @@ class NodeStack(nn.Module):
 
     def _rows_by_part(self) -> dict[str, tuple[str, ...]]:
         """The node names of each stack's rows."""
-        below = self.topology.names[1:]
-        routers = tuple(self.topology.names[row] for row in self.topology.routers)
+        tree = self.topology
+        routers = tuple(tree.names[row] for row in tree.routers)
         parts = {
-            "transformations": below,
-            "heads.narrow": below[: self.heads.narrow_rows],
+            "transformations": tree.names[tree.num_roots :],
+            "heads.narrow": tuple(tree.names[row] for row in self.heads.narrow_rows),
             "prior_routers": routers,
             "post_routers": routers,
-            "decoders": self.topology.leaf_names,
+            "decoders": tree.leaf_names,
         }
         if self.heads.wide is not None:
-            parts["heads.wide"] = below[self.heads.narrow_rows :]
+            parts["heads.wide"] = tuple(tree.names[row] for row in self.heads.wide_rows)
         return parts
+
+
+def _level(topology: Topology, depth: int) -> list[int]:
+    """Each node's parent at a depth, counted from the first node of the level above."""
+    above, level = topology.levels[depth - 1 : depth + 1]
+    parents: list[int] = (topology.parent[level] - above.start).tolist()
+    return parents
 
 
 def _in_turn(nodes: list[Callable[[Tensor], Gaussian]], z: Tensor) -> Gaussian:
@@ -302,7 +354,7 @@ def as_gaussian(heads: Tensor) -> Gaussian:
     return Gaussian(mean, F.softplus(raw))
 
 
-def edges(topology: TreeTopology) -> tuple[np.ndarray, np.ndarray]:
+def edges(topology: Topology) -> tuple[np.ndarray, np.ndarray]:
     """[I, N] float32 twice: 1 where the path to node n turns left (right) at router i."""
     paths = [topology.names[row] for row in topology.routers]
     left, right = (

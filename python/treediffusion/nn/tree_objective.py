@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ContrastiveConfig
+from ..topology import TreeTopology
 from .node_stack import NodeStack, TreePass
 from .tree_vae import Inference
 
@@ -48,10 +49,10 @@ def tree_elbo(nodes: NodeStack, found: Inference, images: Tensor, *, likelihood:
     Args:
         nodes: the tree's networks, for its decoders.
         found: the pass over `images`.
-        images: [B, C, H, W] in 0..1.
+        images: [B, C, H, W] in 0..1; of a forest [B, S, C, H, W], whose trees' terms are added up.
         likelihood: "bernoulli" or "gaussian".
     """
-    root = found.root_kl.clamp(-1, KL_LIMIT).mean()
+    root = found.root_kl.clamp(-1, KL_LIMIT).mean(0).sum()
     return _elbo(nodes, found.nodes, images, likelihood, kl_root=root)
 
 
@@ -60,7 +61,8 @@ def subtree_elbo(
 ) -> Elbo:
     """The terms of two growing leaves; log_prob: [B] of reaching the leaf they grow under.
 
-    As published, no node's KL is cut here.
+    As published, no node's KL is cut here. Of a forest log_prob is [B, S] and images as in
+    `tree_elbo`.
     """
     zero = images.new_zeros(())
     return _elbo(nodes, found, images, likelihood, kl_root=zero, log_prob=log_prob, limit=torch.inf)
@@ -94,6 +96,7 @@ def leaf_shares(
         likelihood: "bernoulli" or "gaussian".
     """
     tree, seen = nodes.topology, found.nodes
+    assert isinstance(tree, TreeTopology)
     assert seen.node_kl is not None
     assert seen.post_logit is not None
     rows = torch.arange(tree.num_nodes, device=images.device)
@@ -117,22 +120,30 @@ def _elbo(
     log_prob: Tensor | None = None,
     limit: float = KL_LIMIT,
 ) -> Elbo:
-    tree = nodes.topology
     assert found.node_kl is not None
     assert found.post_logit is not None
     log_node_prob = found.log_node_prob
     if log_prob is not None:
-        log_node_prob = log_node_prob + log_prob[:, None]
+        log_node_prob = log_node_prob + of_trees(log_prob, nodes.tree_of, dims=1)
     prob = log_node_prob.exp()  # [B, N]
-    node_kl = (prob[:, 1:] * found.node_kl).clamp(-1, limit).sum(1)
-    decision_kl = prob[:, tree.routers.tolist()] * bernoulli_kl(found.post_logit, found.prior_logit)
-    error = image_error(nodes.decode(found.z), images[:, None], likelihood)  # [B, L]
+    node_kl = (prob[:, nodes.topology.num_roots :] * found.node_kl).clamp(-1, limit).sum(1)
+    decision_kl = prob[:, nodes.router_rows] * bernoulli_kl(found.post_logit, found.prior_logit)
+    target = of_trees(images, [nodes.tree_of[row] for row in nodes.leaf_rows], dims=4)
+    error = image_error(nodes.decode(found.z), target, likelihood)  # [B, L]
     return Elbo(
-        reconstruction=(prob[:, tree.leaves.tolist()] * error).sum(1).mean(),
+        reconstruction=(prob[:, nodes.leaf_rows] * error).sum(1).mean(),
         kl_root=kl_root,
         kl_nodes=node_kl.mean(),
         kl_decisions=decision_kl.sum(1).mean(),
     )
+
+
+def of_trees(values: Tensor, tree_of: list[int], *, dims: int) -> Tensor:
+    """What each of n rows is told of its tree: [B, S, ...] -> [B, n, ...].
+
+    Of a single tree [B, ...], told apart by having `dims` dimensions -> [B, 1, ...].
+    """
+    return values[:, None] if values.dim() == dims else values[:, tree_of]
 
 
 def bernoulli_kl(logit_q: Tensor, logit_p: Tensor) -> Tensor:
@@ -192,16 +203,19 @@ def contrastive_loss(
         config: weight and temperature.
         nodes: the networks that made the pass.
         found: the pass over two views, [2 M] rows.
-        embedding: [2 M, levels, 10]; None for a subtree, which has no embedding term.
-        log_prob: [2 M] of reaching the leaf that a subtree grows under.
+        embedding: [2 M, levels, 10]; None for a subtree, which has no embedding term. Of a forest
+            [2 M, S, levels, 10], and the trees' terms are added up.
+        log_prob: [2 M] of reaching the leaf that a subtree grows under; of a forest [2 M, S].
     """
     assert found.post_logit is not None
-    log_reach = found.log_node_prob[:, nodes.topology.routers.tolist()]
+    log_reach = found.log_node_prob[:, nodes.router_rows]
     if log_prob is not None:
-        log_reach = log_reach + log_prob[:, None]
+        tree_of = [nodes.tree_of[row] for row in nodes.router_rows]
+        log_reach = log_reach + of_trees(log_prob, tree_of, dims=1)
     loss = router_contrast(found.post_logit, log_reach)
     if embedding is not None:
-        loss = loss + embedding_contrast(embedding, temperature=config.temperature)
+        mean = embedding_contrast(embedding.flatten(1, -2), temperature=config.temperature)
+        loss = loss + nodes.topology.num_roots * mean
     return config.weight * loss
 
 

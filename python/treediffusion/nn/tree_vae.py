@@ -9,6 +9,7 @@ Three exact splits of its work, so that nobody pays for what is not used:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -134,8 +135,8 @@ class TreeVAE(nn.Module):
 
         Deterministic in eval mode: it depends on the bottom-up maps and the routers alone.
         """
-        logit = self.nodes.route(self.bottom_up(images))
-        return self.nodes.log_node_prob(logit)[:, self.topology.leaves.tolist()]
+        logit = self.nodes.route(self.bottom_up(images)[:, None])
+        return self.nodes.log_node_prob(logit)[:, self.nodes.leaf_rows]
 
     def infer(
         self,
@@ -161,7 +162,7 @@ class TreeVAE(nn.Module):
         # The published training prior is N(0, 1 + eps), like every other variance.
         unit = Gaussian(torch.zeros_like(root.mean), torch.ones_like(root.var))
         root_z = sample(root, noise[:, 0])
-        nodes = self.nodes(root_z, features, noise=noise[:, 1:])
+        nodes = self.nodes(root_z[:, None], features[:, None], noise=noise[:, 1:])
         return Inference(features, kl(root, unit), nodes)
 
     def root_posterior(self, features: Tensor) -> Gaussian:
@@ -175,7 +176,7 @@ class TreeVAE(nn.Module):
         Args:
             noise: [B, N, Z, R, R] standard normal.
         """
-        nodes: TreePass = self.nodes(noise[:, 0], noise=noise[:, 1:])
+        nodes: TreePass = self.nodes(noise[:, :1], noise=noise[:, 1:])
         return nodes
 
     def decode(self, z: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ class TreeVAE(nn.Module):
 
     def new_leaves(self, leaf: str) -> NodeStack:
         """Fresh networks for two leaves under a leaf of this tree."""
-        return self._stack(TreeTopology.initial(), root_depth=len(leaf) - 1)
+        return self._stack(TreeTopology.initial(), root_depths=[len(leaf) - 1])
 
     def grow(self, leaf: str, children: NodeStack) -> TreeVAE:
         """This tree with trained `children` attached under a leaf, whose decoder is dropped."""
@@ -214,12 +215,14 @@ class TreeVAE(nn.Module):
         tree.nodes.copy_from(self.nodes)
         return tree
 
-    def _stack(self, topology: TreeTopology, *, root_depth: int = 0) -> NodeStack:
+    def _stack(
+        self, topology: TreeTopology, *, root_depths: Sequence[int] | None = None
+    ) -> NodeStack:
         channels, size, _ = self.image_shape
         return NodeStack(
             topology,
             self.config,
             image_channels=channels,
             image_size=size,
-            root_depth=root_depth,
+            root_depths=root_depths,
         )

@@ -130,7 +130,7 @@ class DiffusionStage:
         leaves = tree.topology.leaves.tolist()
         with torch.no_grad():
             features = torch.cat([tree.bottom_up(x) for x in torch.split(self.images, CHUNK)])
-            logit = torch.cat([tree.nodes.route(f) for f in torch.split(features, CHUNK)])
+            logit = torch.cat([tree.nodes.route(f[:, None]) for f in torch.split(features, CHUNK)])
             return features, tree.nodes.log_node_prob(logit)[:, leaves].exp()
 
     def _batch(self) -> Tensor:

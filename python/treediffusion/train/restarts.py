@@ -1,9 +1,11 @@
 """Several trees from several seeds, side by side, of which one is kept.
 
-A tree's clusters vary with its seed by ten points of accuracy and more. Each tree is trained by a
-process of its own, with its own checkpoint, so that a machine with as many free cores needs little
-more time than for one. A process whose parent has died stops at its next batch, and so do all when
-the call's time is over, which the parent alone watches. `selection` judges without labels.
+A tree's clusters vary with its seed by ten points of accuracy and more. On a GPU all trees are
+joined: a step has as many operations as one tree's, and costs little more. On a CPU arithmetic is
+what costs, so each tree has a process of its own, with its own checkpoint, and a machine with as
+many free cores needs little more time than for one. A process whose parent has died stops at its
+next batch, and so do all when the call's time is over, which the parent alone watches. `selection`
+judges without labels.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import queue
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -26,12 +29,13 @@ from ..data import load_images, to_float
 from ..errors import TrainingError, TreeDiffusionError
 from ..progress import Progress
 from .budget import OutOfTime
-from .selection import choose_tree
+from .grower import Grower
 from .tree_stage import TreeStage
 from .tree_state import PhaseEnd
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of restarts, so that those of neighbouring runs do not meet."""
+TOGETHER, APART = "trees.safetensors", "tree-{}.safetensors"
 PATIENCE_S = 1.0
 
 Say: TypeAlias = Callable[[str], None]
@@ -39,14 +43,14 @@ Say: TypeAlias = Callable[[str], None]
 
 
 def train_trees(
-    images: Tensor, config: Config, paths: list[Path], progress: Progress, say: Say
-) -> TreeStage:
-    """Trains a tree for each path, or continues it, and returns the stage of the one to keep.
+    images: Tensor, config: Config, run: Path, progress: Progress, say: Say
+) -> list[Grower]:
+    """Trains `tree.restarts` trees, or continues them.
 
     Args:
         images: [n, C, H, W] float in 0..1, on the device to train on.
         config: the run's settings.
-        paths: a checkpoint for each restart.
+        run: folder of the checkpoints: one for each tree, or one for all.
         progress: told about all of them, in the unit of `tree_cost` of one.
         say: told how each phase ended.
 
@@ -54,14 +58,20 @@ def train_trees(
         OutOfTime: the progress ended the call; all checkpoints are saved.
         TrainingError: one of them cannot go on; so do all other errors of a stage.
     """
+    seeds = [config.seed + number * SEED_STRIDE for number in range(config.tree.restarts)]
+    # A spectral norm is found by iteration on one module's weights, so those trees are not joined.
+    if images.is_cuda and not config.tree.spectral_norm:
+        return TreeStage(
+            images, config.tree, run / TOGETHER, progress,
+            look=lambda end: say(str(end)), seeds=seeds,
+        ).run()  # fmt: skip
+    paths = [run / APART.format(number) for number in range(len(seeds))]
     _side_by_side(config, paths, progress, say)
-    stages = []
-    for number, path in enumerate(paths):
-        torch.manual_seed(config.seed + number * SEED_STRIDE)
-        stage = TreeStage(images, config.tree, path)
-        stage.run()
-        stages.append(stage)
-    return choose_tree(stages, config.tree)
+    trees = []
+    for seed, path in zip(seeds, paths, strict=True):
+        torch.manual_seed(seed)
+        trees += TreeStage(images, config.tree, path).run()
+    return trees
 
 
 def _side_by_side(config: Config, paths: list[Path], progress: Progress, say: Say) -> None:
@@ -135,7 +145,7 @@ class _Messenger(Progress):
 
     def look(self, end: PhaseEnd) -> None:
         """What a stage shows when a phase has ended."""
-        self._news.put(("say", 0.0, f"tree {self._number} {end}"))
+        self._news.put(("say", 0.0, str(replace(end, number=self._number))))
 
 
 def _work(config: Config, number: int, path: Path, news: Any, stop: Event) -> None:

@@ -3,9 +3,10 @@
 config.json             resolved settings; the same command continues the run
 tree.safetensors        the tree's training state; of several restarts, the kept one's
 tree.json               the tree as it stands, readable
-tree-N.*                the same for each of several restarts
+tree-N.*                the same for each of several restarts; on a GPU, trees.safetensors of all
 diffusion.safetensors   the denoiser's training state
 training.json           what the training saw: ELBO terms per phase, diffusion loss
+trees.json              of several restarts: each tree's ELBO, mean and deviation, which one is kept
 
 Both stages stop when the call's minutes are over, and go on with the next call as if they had not.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,24 +27,26 @@ from ..config import Config, parse_config
 from ..data import ImageSet, load_images, to_float
 from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
-from ..files import write_atomic, write_json, write_text
+from ..files import write_json, write_text
 from ..nn.tree_vae import TreeVAE
 from ..topology import TreeTopology
 from . import checkpoint
 from .budget import TrainingProgress
 from .diffusion_stage import DiffusionStage
+from .grower import Grower
 from .plan import diffusion_cost, tree_cost
 from .restarts import train_trees
-from .tree_stage import TreeStage, check_images
+from .selection import choose_tree, compare_trees, describe_trees
+from .tree_stage import TreeStage, check_images, save_grown
 from .tree_state import Phase, PhaseEnd
 
 CONFIG, TREE, DIFFUSION = "config.json", "tree.safetensors", "diffusion.safetensors"
-RESTART = "tree-{}.safetensors"
-TOPOLOGY, HISTORY = "tree.json", "training.json"
+TOPOLOGY, HISTORY, TREES = "tree.json", "training.json", "trees.json"
 
 
 Look: TypeAlias = Callable[[ImageSet, PhaseEnd], None]
-"""Shown the images and the tree whenever a phase of the tree has ended."""
+"""Shown the images and the tree whenever a phase of the tree has ended; of several trees, each
+finished one with its number, then the kept one without."""
 
 
 def train(
@@ -59,7 +63,7 @@ def train(
         config: the settings.
         run: the run's folder, made if absent.
         minutes: time of this call; None for as long as it takes.
-        look: shown the tree as it grows; of several restarts, the finished tree alone.
+        look: shown the tree as it grows; of several, the finished trees alone.
         quiet: no progress bar.
 
     Raises:
@@ -147,8 +151,8 @@ def _train_tree(
     run: Path,
     progress: TrainingProgress,
     look: Look | None,
-) -> TreeStage:
-    """The tree's stage; of several restarts the kept one becomes the run's checkpoint."""
+) -> Grower:
+    """The grown tree; of several restarts the kept one becomes the run's checkpoint."""
 
     def show(end: PhaseEnd) -> None:
         progress.say(str(end))
@@ -157,16 +161,22 @@ def _train_tree(
 
     torch.manual_seed(config.seed)
     if config.tree.restarts == 1 or (run / TREE).exists():
-        stage = TreeStage(images, config.tree, run / TREE, progress, look=show)
-        stage.run()
+        (grown,) = TreeStage(images, config.tree, run / TREE, progress, look=show).run()
     else:
-        paths = [run / RESTART.format(number) for number in range(config.tree.restarts)]
-        stage = train_trees(images, config, paths, progress, progress.say)
-        write_atomic(run / TREE, lambda file: file.write(stage.path.read_bytes()))
-        show(stage.phase_end(Phase("final"), stage.leaf_prob()))
-    write_text(run / TOPOLOGY, stage.tree.topology.to_json())
-    write_json(run / HISTORY, {"tree": stage.state.history})
-    return stage
+        trees = train_trees(images, config, run, progress, progress.say)
+        grown = choose_tree(trees, config.tree)
+        found = compare_trees(trees, grown)
+        write_json(run / TREES, found)
+        progress.say(describe_trees(found))
+        save_grown(grown, run / TREE)
+        ends = [tree.phase_end(Phase("final"), tree.leaf_prob()) for tree in trees]
+        if look is not None:
+            for number, end in enumerate(ends):
+                look(data, replace(end, number=number))
+        show(replace(ends[found["kept"]], number=None))
+    write_text(run / TOPOLOGY, grown.tree.topology.to_json())
+    write_json(run / HISTORY, {"tree": grown.state.history})
+    return grown
 
 
 def load_run(run: Path) -> TreeDiffusion:

@@ -11,22 +11,54 @@ their NMI was -0.04, that of the agreement 0.65.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import TreeConfig
-from .tree_stage import TreeStage
+from .grower import Grower
 
 
-def choose_tree(stages: list[TreeStage], config: TreeConfig) -> TreeStage:
-    """The one to keep of finished stages on the same images.
+def choose_tree(trees: list[Grower], config: TreeConfig) -> Grower:
+    """The one to keep of finished trees on the same images.
 
     Two trees confirm each other alike: of fewer than three the ELBO decides.
     """
-    if config.keep == "elbo" or len(stages) < 3:
-        return max(stages, key=lambda stage: float(stage.state.history[-1]["elbo"]))
-    leaves = [stage.leaf_prob().argmax(1).cpu().numpy() for stage in stages]
-    return stages[int(agreement(leaves).argmax())]
+    if config.keep == "elbo" or len(trees) < 3:
+        return max(trees, key=lambda tree: float(tree.state.history[-1]["elbo"]))
+    leaves = [tree.leaf_prob().argmax(1).cpu().numpy() for tree in trees]
+    return trees[int(agreement(leaves).argmax())]
+
+
+def compare_trees(trees: list[Grower], kept: Grower) -> dict[str, Any]:
+    """What several finished trees reached, as JSON.
+
+    Returns:
+        `kept`, the number of the one that is; `trees`, a row for each; `mean` and `deviation` (of
+        the sample) of the rows' numbers.
+    """
+    rows = [
+        {
+            "elbo": float(tree.state.history[-1]["elbo"]),
+            "leaves": float(tree.tree.topology.num_leaves),
+        }
+        for tree in trees
+    ]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {
+        "kept": trees.index(kept),
+        "trees": rows,
+        "mean": {name: float(column.mean()) for name, column in columns.items()},
+        "deviation": {name: float(column.std(ddof=1)) for name, column in columns.items()},
+    }
+
+
+def describe_trees(found: dict[str, Any]) -> str:
+    """What `compare_trees` found, in a line."""
+    kept, elbo = found["kept"], found["trees"][found["kept"]]["elbo"]
+    spread = f"{found['mean']['elbo']:.2f} ± {found['deviation']['elbo']:.2f}"
+    return f"kept tree {kept} of {len(found['trees'])}: ELBO {elbo:.2f}, of all {spread}"
 
 
 def agreement(partitions: list[NDArray[np.int64]]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ terms, the learning rate) lies in tensors that the graph reads.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,22 +26,36 @@ class Step:
     Args:
         objective: the loss, and the networks it trains.
         optimizer: of these networks.
+        compiled: the loss is compiled, which the second step waits for.
     """
 
-    def __init__(self, objective: Objective, optimizer: Optimizer) -> None:
+    def __init__(
+        self, objective: Objective, optimizer: Optimizer, *, compiled: bool = False
+    ) -> None:
         self.objective, self.optimizer = objective, optimizer
-        self._kl_weight: float | Tensor = 0.0
+        self._loss_of = objective.loss
+        if compiled:
+            self._loss_of = torch.compile(objective.loss, fullgraph=True, dynamic=False)
+        # The first step fills what is computed once, which a compiler would do in every step.
+        self._first = True
+        self._kl_weight = torch.zeros(())
 
     def set(self, *, kl_weight: float, learning_rate: float) -> None:
         """Sets what holds for an epoch."""
-        self._kl_weight = kl_weight
+        # A tensor: a compiler would take a number for a constant, and begin anew in every epoch.
+        self._kl_weight.fill_(kl_weight)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
     def __call__(self, rows: Tensor) -> Tensor:
         """rows: [B] int64, positions among the objective's images -> the loss, a scalar."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(rows, self._kl_weight)
+        with warnings.catch_warnings():
+            # Tracing looks into caches, and says so; what they hold is constant.
+            warnings.filterwarnings("ignore", message=".*lru_cache")
+            loss_of = self.objective.loss if self._first else self._loss_of
+            loss = loss_of(rows, self._kl_weight)
+        self._first = False
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
@@ -52,8 +68,10 @@ class GraphedStep(Step):
     each replay advances.
     """
 
-    def __init__(self, objective: Objective, optimizer: Optimizer) -> None:
-        super().__init__(objective, optimizer)
+    def __init__(
+        self, objective: Objective, optimizer: Optimizer, *, compiled: bool = False
+    ) -> None:
+        super().__init__(objective, optimizer, compiled=compiled)
         device = next(objective.trained.parameters()).device
         self._kl_weight = torch.zeros((), device=device)
         for group in optimizer.param_groups:
@@ -65,7 +83,6 @@ class GraphedStep(Step):
 
     def set(self, *, kl_weight: float, learning_rate: float) -> None:
         """Sets what holds for an epoch, in the tensors that the graph reads."""
-        assert isinstance(self._kl_weight, Tensor)
         self._kl_weight.fill_(kl_weight)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(learning_rate)
@@ -98,7 +115,8 @@ class GraphedStep(Step):
             self._loss = super().__call__(self._rows)
 
 
-def make_step(objective: Objective, optimizer: Optimizer) -> Step:
+def make_step(objective: Objective, optimizer: Optimizer, *, compiled: bool = False) -> Step:
     """The form that suits the device of the objective's networks."""
     device = next(objective.trained.parameters()).device
-    return (GraphedStep if device.type == "cuda" else Step)(objective, optimizer)
+    form = GraphedStep if device.type == "cuda" else Step
+    return form(objective, optimizer, compiled=compiled)

@@ -1,55 +1,53 @@
-"""Training and growing a TreeVAE: a state machine that can stop and go on anywhere.
+"""Training and growing TreeVAEs: a state machine that can stop and go on anywhere.
 
-    initial -> [subtree of the next leaf -> attach -> every third time: intermediate]* -> prune
-            -> final -> done
-
-What comes next depends only on what has been trained, so the state is small: the networks, the
-optimiser's moments, the random numbers, the phase, its epoch and step. It is written after every
-phase, every few seconds in between, and when a call's time is over; a killed run continues from
-there, bit for bit on the CPU. Nothing is written that is not finite.
+One tree, or several at once: then those that stand in the same kind of phase are joined for it, and
+a step has as many operations as one tree's. The checkpoint holds the networks, the optimiser's
+moments, the random numbers and each tree's state. It is written after every phase, every few
+seconds in between, and when a call's time is over; a killed run continues from there, bit for bit
+on the CPU. Nothing is written that is not finite.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TreeConfig
 from ..errors import DataError, TrainingError
-from ..files import write_text
+from ..nn.grove import Grove, join, part_from
 from ..nn.node_stack import NodeStack
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
-from ..topology import TreeTopology
 from . import checkpoint
 from .annealing import kl_weight, learning_rate
 from .budget import OutOfTime
-from .growth import choose_pruned, choose_split, effective_leaves, members
-from .losses import Objective, SubtreeObjective, TreeObjective
-from .measure import leaf_prob, mean_elbo, split_score
+from .grower import Grower
+from .losses import Objective, SubtreeObjective, SubtreesObjective, TreeObjective
 from .optimizer import make_adam
 from .plan import phase_cost
 from .step import make_step
-from .tree_state import Phase, PhaseEnd, TreeState
+from .tree_state import PhaseEnd
+
+ORDER = ("initial", "subtree", "intermediate", "final")
+"""Kinds of phases; of several trees, those in the first of them are trained next."""
 
 
 class TreeStage:
-    """Trains and grows a TreeVAE on images.
+    """Trains and grows TreeVAEs on images.
 
     Args:
         images: [n, C, H, W] float in 0..1, on the device to train on.
-        config: the tree's settings.
-        path: the checkpoint; an existing one is continued. The tree as it stands lies beside it,
-            as readable JSON.
-        progress: told about every step, in the unit of `tree_cost`.
-        look: shown how each phase ended.
+        config: the trees' settings.
+        path: the checkpoint; an existing one is continued. Trees as they stand lie beside it, as
+            readable JSON.
+        progress: told about every step, in the unit of `tree_cost` of one tree.
+        look: shown how each phase of a tree ended.
+        seeds: of several trees' first weights; None for one tree, from the random numbers as they
+            are.
 
     Raises:
         DataError: images that cannot be trained on.
@@ -63,91 +61,150 @@ class TreeStage:
         progress: Progress | None = None,
         *,
         look: Callable[[PhaseEnd], None] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> None:
         check_images(images)
         self.images, self.config, self.path, self.look = images, config, path, look
         self.progress = progress or Progress(1, "", quiet=True)
-        self.state = TreeState()
-        self.tree = self._tree(TreeTopology.initial())
-        self.children: NodeStack | None = None
+        self.growers = list(self._make_growers(seeds))
+        self._joined: Grove | NodeStack | None = None
         self._spent = 0.0
         self._losses: list[Tensor] = []
         if path.exists():
             self._resume()
         else:
-            self._optimizer = self._new_optimizer()
+            self._begin_phase()
 
-    def run(self) -> TreeVAE:
-        """Trains until done; returns the tree in eval mode.
+    def run(self) -> list[Grower]:
+        """Trains until all are done; returns the trees, in eval mode.
 
         Raises:
             OutOfTime: the progress ended the call; a checkpoint is saved.
             TrainingError: a loss or a weight is not finite; the last checkpoint stays.
         """
-        while self.state.phase.kind != "done":
+        while self._round:
             try:
                 self._train_phase()
             except OutOfTime:
                 self._save()
                 raise
-            self._enter_next_phase()
+            self._end_phase()
+            self._begin_phase()
             self._save()
-        return self.tree.eval()
+        for grower in self.growers:
+            grower.tree.eval()
+        return self.growers
 
-    def leaf_prob(self) -> Tensor:
-        """[n, L] probabilities of the leaves for all images, without randomness."""
-        return leaf_prob(self.tree, self.images)
-
-    def phase_end(self, finished: Phase, prob: Tensor) -> PhaseEnd:
-        """What to show of the phase that ended last; prob: [n, L] of the leaves."""
-        share, leaf = prob.double().mean(0).cpu().numpy(), prob.argmax(1).cpu().numpy()
-        elbo = float(self.state.history[-1]["elbo"])
-        return PhaseEnd(finished, self.tree.topology, share, leaf, elbo)
+    def _make_growers(self, seeds: Sequence[int] | None) -> Iterator[Grower]:
+        if seeds is None:
+            yield Grower(self.images, self.config, self.path.with_suffix(".json"))
+            return
+        for number, seed in enumerate(seeds):
+            torch.manual_seed(seed)
+            path = self.path.with_name(f"tree-{number}.json")
+            yield Grower(self.images, self.config, path, number=number)
 
     # Phases
 
+    @property
+    def _round(self) -> list[Grower]:
+        """The trees that are trained now: those in the first kind of phase that any is in."""
+        kinds = {grower.state.phase.kind for grower in self.growers}
+        now = next((kind for kind in ORDER if kind in kinds), None)
+        return [grower for grower in self.growers if grower.state.phase.kind == now]
+
+    def _begin_phase(self) -> None:
+        """Joins the trees that are trained now, and gives them a fresh optimiser."""
+        now = self._round
+        self._joined = None
+        if len(now) > 1:
+            trained = [grower.trained for grower in now]
+            # Networks are made at random before weights are copied into them. Whoever continues
+            # makes them once more, and must not meet other random numbers for it.
+            with torch.random.fork_rng(devices=[]):
+                self._joined = _join(trained)
+        self._optimizer = make_adam(
+            self._trained.parameters(),
+            self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+
+    def _end_phase(self) -> None:
+        now = self._round
+        if self._joined is not None:
+            _part(self._joined, [grower.trained for grower in now])
+        for grower in now:
+            end = grower.enter_next_phase()
+            if self.look is not None:
+                self.look(end)
+
     def _train_phase(self) -> None:
-        state, epochs = self.state, self._epochs(self.state.phase)
-        step = make_step(self._objective(), self._optimizer) if epochs else None
+        now = self._round
+        lead, epochs = now[0].state, now[0].epochs
+        if not epochs:
+            return
+        step = make_step(self._objective(now), self._optimizer, compiled=self.config.compile)
         saved = time.monotonic()
-        while step is not None and state.epoch < epochs:
-            place = self.config, state.phase.kind, state.epoch, epochs
+        while lead.epoch < epochs:
+            place = self.config, lead.phase.kind, lead.epoch, epochs
             step.set(kl_weight=kl_weight(*place), learning_rate=learning_rate(*place))
             step.objective.trained.train()
-            for rows in self._batches(step.objective.count):
+            for rows in self._batches(now, step.objective.counts):
                 self._losses.append(step(rows))
-                self.state.step += 1
-                self._report(len(rows), epochs)
+                for grower in now:
+                    grower.state.step += 1
+                self._report(now, len(rows))
             self._check_finite()
-            state.epoch, state.step, state.order = state.epoch + 1, 0, None
+            for grower in now:
+                state = grower.state
+                state.epoch, state.step, state.order = state.epoch + 1, 0, None
             if time.monotonic() - saved > checkpoint.INTERVAL_S:
                 self._save()
                 saved = time.monotonic()
 
-    def _objective(self) -> Objective:
-        if self.children is None:
-            return TreeObjective(self.tree, self.images)
-        leaf = self.state.phase.leaf
-        assert leaf is not None
-        # The tree above has not changed since the leaf was chosen, so its images have not either.
-        column = self.tree.topology.leaf_names.index(leaf)
-        rows = members(self.leaf_prob(), self.config)[:, column].nonzero()[:, 0]
-        return SubtreeObjective(self.tree, leaf, self.children, self.images, rows)
+    def _objective(self, now: list[Grower]) -> Objective:
+        growing = now[0].children is not None
+        if self._joined is None:
+            (grower,) = now
+            if grower.children is None:
+                return TreeObjective(grower.tree, self.images)
+            leaf, members = _growing_leaf(grower), grower.members()
+            return SubtreeObjective(grower.tree, leaf, grower.children, self.images, members)
+        if not growing:
+            assert isinstance(self._joined, Grove)
+            return TreeObjective(self._joined, self.images)
+        assert isinstance(self._joined, NodeStack)
+        return SubtreesObjective(
+            [grower.tree for grower in now],
+            [_growing_leaf(grower) for grower in now],
+            self._joined,
+            self.images,
+            [grower.members() for grower in now],
+        )
 
-    def _batches(self, count: int) -> Iterator[Tensor]:
-        """The epoch's batches that are left; the last part of one is dropped, as published."""
-        state, size = self.state, min(self.config.batch_size, count)
-        if state.order is None:
-            state.order = int(torch.randint(2**62, ()))
-        generator = torch.Generator().manual_seed(state.order)
-        order = torch.randperm(count, generator=generator).to(self.images.device)
-        for start in range(state.step * size, count - size + 1, size):
-            yield order[start : start + size]
+    def _batches(self, now: list[Grower], counts: list[int]) -> Iterator[Tensor]:
+        """The epoch's batches that are left; the last part of one is dropped, as published.
+
+        [B] positions among a single tree's images, [B, S] of several. An epoch of several is as
+        long as the longest: trees with fewer images begin theirs again.
+        """
+        size = min(self.config.batch_size, *counts)
+        steps = max(count // size for count in counts)
+        orders = torch.stack(
+            [_order(grower, count, steps * size, size)
+             for grower, count in zip(now, counts, strict=True)],
+            dim=1,
+        ).to(self.images.device)  # fmt: skip
+        rows = orders if self._joined is not None else orders[:, 0]
+        for first in range(now[0].state.step * size, steps * size, size):
+            yield rows[first : first + size]
 
     def _check_finite(self) -> None:
         """Refuses to go on from what is not finite; asks the device once, not in every step."""
-        state, losses = self.state, self._losses
+        state, losses = self._round[0].state if self._round else None, self._losses
         self._losses = []
+        if state is None:
+            return
         bad = [number for number, ok in enumerate(_finite(losses)) if not ok] if losses else []
         if bad:
             step = state.step - len(losses) + bad[0] + 1
@@ -157,121 +214,103 @@ class TreeStage:
 
     def _diverged(self, place: str, got: str) -> TrainingError:
         """What to say of numbers that no training recovers from."""
+        state = self._round[0].state
         kept = f"; {self.path} holds the last good state" if self.path.exists() else ""
         return TrainingError(
-            f"{self.state.phase}, epoch {self.state.epoch + 1}, {place}",
+            f"{state.phase}, epoch {state.epoch + 1}, {place}",
             got=got,
             expected="finite numbers",
             hint=f"train into another folder with a lower tree.learning_rate{kept}",
         )
 
-    def _enter_next_phase(self) -> None:
-        """Attaches what was trained, and decides from the leaf probabilities what comes next."""
-        finished = self.state.phase
-        if self.children is not None:
-            assert finished.leaf is not None
-            self.tree = self.tree.grow(finished.leaf, self.children)
-            self.children = None
-            self.state.splits += 1
-        prob = self.leaf_prob()
-        self._remember(finished, prob)
-        self.state.phase, self.state.epoch = self._next_phase(finished, prob), 0
-        if self.state.phase.leaf is not None:
-            self.children = self._new_leaves(self.state.phase.leaf)
-        if self.state.phase.kind == "done":
-            below = [prob[:, self.tree.topology.leaves_below(name)].double().sum(1).mean()
-                     for name in self.tree.topology.names]  # fmt: skip
-            self.state.node_share = [float(share) for share in below]
-        self._optimizer = self._new_optimizer()
-
-    def _next_phase(self, finished: Phase, prob: Tensor) -> Phase:
-        if finished.kind == "final":
-            return Phase("done")
-        due = self.state.splits % self.config.phases.intermediate_every == 0
-        full = effective_leaves(prob, self.config) >= self.config.max_leaves
-        if finished.kind == "subtree" and due and not full:
-            return Phase("intermediate")
-        score = None if full else split_score(self.tree, self.images)
-        leaf = choose_split(prob, self.tree.topology, self.config, score=score)
-        if leaf is not None:
-            return Phase("subtree", leaf)
-        self._prune()
-        return Phase("final")
-
-    def _prune(self) -> None:
-        """Removes leaves that are too small, the smallest first."""
-        while True:
-            leaf = choose_pruned(self.leaf_prob(), self.tree.topology, self.config)
-            if leaf is None:
-                return
-            self.tree = self.tree.prune(leaf)
-
-    def _epochs(self, phase: Phase) -> int:
-        return 0 if phase.kind == "done" else cast(int, getattr(self.config.phases, phase.kind))
-
-    # What others see
-
-    def _remember(self, finished: Phase, prob: Tensor) -> None:
-        """Writes down how a phase ended, for the history and for whoever looks on."""
-        tree, terms = self.tree.topology, mean_elbo(self.tree, self.images)
-        if not math.isfinite(terms["elbo"]):
-            raise self._diverged("at its end", f"an ELBO of {terms['elbo']}")
-        row = {"phase": finished.kind, "leaf": finished.leaf, "epochs": self._epochs(finished)}
-        self.state.history.append(row | {"leaves": tree.num_leaves} | terms)
-        write_text(self.path.with_suffix(".json"), tree.to_json())
-        if self.look is not None:
-            self.look(self.phase_end(finished, prob))
-
-    def _report(self, count: int, epochs: int) -> None:
-        phase, leaves = self.state.phase, self.tree.topology.num_leaves
-        cost = phase_cost(phase.kind, 1, count, leaves)
+    def _report(self, now: list[Grower], count: int) -> None:
+        state, leaves = now[0].state, now[0].tree.topology.num_leaves
+        costs = [
+            phase_cost(state.phase.kind, 1, count, grower.tree.topology.num_leaves)
+            for grower in now
+        ]
+        cost = sum(costs) / len(self.growers)
         self._spent += cost
-        where = f"tree of {leaves} leaves, {phase} {self.state.epoch + 1}/{epochs}"
-        self.progress.advance(cost, where)
+        what = f"tree of {leaves} leaves, {state.phase}"
+        if len(now) > 1:
+            what = f"{len(now)} trees, {state.phase.kind}"
+        self.progress.advance(cost, f"{what} {state.epoch + 1}/{now[0].epochs}")
 
     # State
 
     @property
     def _trained(self) -> nn.Module:
-        return self.tree if self.children is None else self.children
+        """What the optimiser moves."""
+        if self._joined is not None:
+            return self._joined
+        now = self._round
+        return now[0].trained if now else self.growers[0].tree
 
     @property
-    def _all(self) -> nn.ModuleDict:
-        parts: dict[str, nn.Module] = {"tree": self.tree}
-        if self.children is not None:
-            parts["leaves"] = self.children
+    def _networks(self) -> nn.ModuleDict:
+        if len(self.growers) == 1:
+            return self.growers[0].networks
+        parts: dict[str, nn.Module] = {
+            str(number): grower.networks for number, grower in enumerate(self.growers)
+        }
+        if self._joined is not None:
+            parts["joined"] = self._joined
         return nn.ModuleDict(parts)
-
-    def _tree(self, topology: TreeTopology) -> TreeVAE:
-        _, channels, size, _ = self.images.shape
-        tree = TreeVAE(self.config, topology, image_channels=channels, image_size=size)
-        return tree.to(self.images.device)
-
-    def _new_leaves(self, leaf: str) -> NodeStack:
-        return self.tree.new_leaves(leaf).to(self.images.device)
-
-    def _new_optimizer(self) -> torch.optim.Adam:
-        config = self.config
-        return make_adam(
-            self._trained.parameters(), config.learning_rate, weight_decay=config.weight_decay
-        )
 
     def _save(self) -> None:
         self._check_finite()
-        tensors = checkpoint.training_state(self._all, self._optimizer)
-        state = asdict(self.state) | {"topology": list(self.tree.topology.names)}
+        tensors = checkpoint.training_state(self._networks, self._optimizer)
+        states = [grower.to_state() for grower in self.growers]
+        alone = len(states) == 1
+        state = states[0] if alone else {"trees": states}
         checkpoint.save(self.path, tensors, {"spent": self._spent} | state)
 
     def _resume(self) -> None:
         tensors, state = checkpoint.load(self.path)
         self._spent = state.pop("spent")
-        self.tree = self._tree(TreeTopology(tuple(state.pop("topology"))))
-        self.state = TreeState(**state | {"phase": Phase(**state["phase"])})
-        if self.state.phase.leaf is not None:
-            self.children = self._new_leaves(self.state.phase.leaf)
-        self._optimizer = self._new_optimizer()
-        checkpoint.restore(self._all, self._optimizer, tensors)
+        states = state["trees"] if len(self.growers) > 1 else [state]
+        for grower, its_state in zip(self.growers, states, strict=True):
+            grower.adopt(its_state)
+        self._begin_phase()
+        checkpoint.restore(self._networks, self._optimizer, tensors)
         self.progress.skip(self._spent)
+
+
+def save_grown(grower: Grower, path: Path) -> None:
+    """Writes one of several finished trees as the checkpoint of a stage that trained it alone."""
+    optimizer = make_adam(grower.tree.parameters(), grower.config.learning_rate)
+    tensors = checkpoint.training_state(grower.networks, optimizer)
+    checkpoint.save(path, tensors, {"spent": 0.0} | grower.to_state())
+
+
+def _join(networks: list[TreeVAE | NodeStack]) -> Grove | NodeStack:
+    trees = [network for network in networks if isinstance(network, TreeVAE)]
+    return Grove(trees) if trees else join([n for n in networks if isinstance(n, NodeStack)])
+
+
+def _part(joined: Grove | NodeStack, networks: list[TreeVAE | NodeStack]) -> None:
+    if isinstance(joined, Grove):
+        joined.give_back([network for network in networks if isinstance(network, TreeVAE)])
+    else:
+        part_from(joined, [network for network in networks if isinstance(network, NodeStack)])
+
+
+def _growing_leaf(grower: Grower) -> str:
+    leaf = grower.state.phase.leaf
+    assert leaf is not None
+    return leaf
+
+
+def _order(grower: Grower, count: int, length: int, size: int) -> Tensor:
+    """[length] positions: whole batches of the images in random order, again and again."""
+    state = grower.state
+    if state.order is None:
+        state.order = int(torch.randint(2**62, ()))
+    generator = torch.Generator().manual_seed(state.order)
+    whole = count // size * size
+    rounds = -(-length // whole)
+    orders = [torch.randperm(count, generator=generator)[:whole] for _ in range(rounds)]
+    return torch.cat(orders)[:length]
 
 
 def _finite(tensors: list[Tensor]) -> list[bool]:

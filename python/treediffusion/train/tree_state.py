@@ -57,6 +57,7 @@ class PhaseEnd:
         share: [L] of the images, by leaf.
         leaf: [n] the most probable leaf of each image.
         elbo: in nats per image.
+        number: of the tree, where several grow side by side.
     """
 
     phase: Phase
@@ -64,8 +65,10 @@ class PhaseEnd:
     share: NDArray[np.float64]
     leaf: NDArray[np.int64]
     elbo: float
+    number: int | None = None
 
     def __str__(self) -> str:
         shares = " ".join(f"{100 * share:.0f}" for share in self.share)
         leaves = f"{self.topology.num_leaves} leaves with {shares} % of the images"
-        return f"after {self.phase}: {leaves}, ELBO {self.elbo:.2f}"
+        who = "" if self.number is None else f"tree {self.number} "
+        return f"{who}after {self.phase}: {leaves}, ELBO {self.elbo:.2f}"
