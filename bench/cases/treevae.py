@@ -16,6 +16,7 @@ from support.node_by_node import NodeByNodeTreeVAE
 from torch import Tensor
 from torch.optim import Optimizer
 from treediffusion.config import ContrastiveConfig, TreeConfig, load_preset
+from treediffusion.nn.grove import Grove
 from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
@@ -89,6 +90,35 @@ def step(setting: Setting) -> Pair:
             lambda: reference.loss(images, noise, 1.0),
             torch.optim.Adam(reference.parameters(), rate, weight_decay=decay),
         ),
+    )
+
+
+def joined(setting: Setting, count: int) -> Pair:
+    """A training step of several trees joined, against a step of each, one after another."""
+    prepare()
+    apart = [trees(setting)[0] for _ in range(count)]
+    grove = Grove(apart)
+    images, noise = _inputs(apart[0], setting)
+    many = images[:, None].expand(-1, count, -1, -1, -1)
+    shape = len(images), grove.nodes.topology.num_nodes, *apart[0].latent_shape
+    all_noise = torch.randn(shape)
+    likelihood, rate = setting.tree.likelihood, setting.tree.learning_rate
+
+    def joined_loss() -> Tensor:
+        found = grove.infer_from(grove.bottom_up(many), noise=all_noise)
+        return tree_elbo(grove.nodes, found, many, likelihood=likelihood).loss(1.0)
+
+    def loss_of(tree: TreeVAE) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            found = tree.infer(images, noise=noise)
+            return tree_elbo(tree.nodes, found, images, likelihood=likelihood).loss(1.0)
+
+        return loss
+
+    steps = [_training(loss_of(tree), make_adam(tree.parameters(), rate)) for tree in apart]
+    return Pair(
+        ours=_training(joined_loss, make_adam(grove.parameters(), rate)),
+        baseline=lambda: [step() for step in steps],
     )
 
 

@@ -1,10 +1,10 @@
-"""What a tree costs on a GPU: steps in three forms, and whole trainings where there are images.
+"""What a tree costs on a GPU: a step in its forms, and several trees joined.
 
-    python bench/gpu/tree.py --json OUT.json [--recipe PRESET FOLDER]... [--seeds N]
+    python bench/gpu/tree.py --json OUT.json
 
-Before it come the tests that need a GPU, in the same call: `pytest -m gpu`. The forms of a step are
-the node-by-node reference, ours one operation after another, and ours as one CUDA graph. A recipe
-trains a preset's tree on the training images of a folder, and scores it on its test images.
+Before it come the tests that need a GPU, in the same call: `pytest -m gpu`; after it whole
+trainings: `bench/proofs.py`. The forms of a step are the node-by-node reference, ours one operation
+after another, ours as one CUDA graph, that compiled, and one graph of 16 trees. Not run yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,26 +22,21 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # the basel
 import torch
 from cases import treevae
 from machine import describe
-from treediffusion.config import load_preset
-from treediffusion.data import load_images, to_float
-from treediffusion.evaluate.clustering import clustering_metrics
 from treediffusion.files import write_json
+from treediffusion.nn.grove import Grove
 from treediffusion.train.losses import TreeObjective
-from treediffusion.train.measure import leaf_prob
 from treediffusion.train.optimizer import make_adam
 from treediffusion.train.step import WARMUP, GraphedStep, Step
-from treediffusion.train.tree_stage import TreeStage
 
 SETTINGS = {"mnist": treevae.mnist(256), "cifar": treevae.cifar(256)}
 WINDOWS, PER_WINDOW = 15, 20
+TREES = 16
 
 
 def main() -> int:
     """Measures, prints as it goes, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--recipe", nargs=2, action="append", default=[])
-    parser.add_argument("--seeds", type=int, default=1)
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device: nothing to measure here")
@@ -50,11 +44,6 @@ def main() -> int:
     found["gpu"] = torch.cuda.get_device_name()
     found["steps_ms"] = {name: steps(setting) for name, setting in SETTINGS.items()}
     write_json(given.json, found)
-    rows = []
-    for preset, folder in given.recipe:
-        for seed in range(given.seeds):
-            rows.append(recipe(preset, folder, seed))
-            write_json(given.json, found | {"recipes": rows})
     return 0
 
 
@@ -73,12 +62,21 @@ def steps(setting: treevae.Setting) -> dict[str, float]:
         plain.step()
 
     made = {"node by node": median_ms(baseline)}
-    for name, kind in (("ours", Step), ("ours, one graph", GraphedStep)):
-        step = kind(TreeObjective(tree, images), make_adam(tree.parameters(), 1e-3))
+    trees = [treevae.trees(setting)[0].cuda() for _ in range(TREES)]
+    grove, many = Grove(trees), rows[:, None].expand(-1, TREES).contiguous()
+    forms = (
+        ("ours", Step, tree, rows, False),
+        ("ours, one graph", GraphedStep, tree, rows, False),
+        ("ours, compiled, one graph", GraphedStep, tree, rows, True),
+        (f"{TREES} trees, one graph", GraphedStep, grove, many, False),
+    )
+    for name, kind, trained, picked, compiled in forms:
+        optimizer = make_adam(trained.parameters(), 1e-3)
+        step = kind(TreeObjective(trained, images), optimizer, compiled=compiled)
         step.set(kl_weight=1.0, learning_rate=1e-3)
         for _ in range(WARMUP + 1):
-            step(rows)
-        made[name] = median_ms(lambda step=step: step(rows))
+            step(picked)
+        made[name] = median_ms(lambda step=step, picked=picked: step(picked))
     tree.eval()
     with torch.inference_mode():
         made["assign"] = median_ms(lambda: tree.assign(images[rows]))
@@ -99,26 +97,6 @@ def median_ms(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         times.append((time.perf_counter() - start) / PER_WINDOW * 1e3)
     return round(statistics.median(times), 4)
-
-
-def recipe(preset: str, folder: str, seed: int) -> dict[str, object]:
-    """A whole training of a preset's tree, with its minutes and scores on the test images."""
-    config = load_preset(preset).tree
-    train, test = (load_images(folder, split=split) for split in ("train", "test"))
-    images = torch.from_numpy(to_float(train.images)).cuda()
-    torch.manual_seed(seed)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder_of_run:
-        (grown,) = TreeStage(images, config, Path(folder_of_run) / "tree.safetensors").run()
-    minutes = (time.perf_counter() - start) / 60
-    row: dict[str, object] = {"preset": preset, "seed": seed, "minutes": round(minutes, 2)}
-    row["elbo"] = grown.state.history[-1]["elbo"]
-    if test.labels is not None:
-        unseen = torch.from_numpy(to_float(test.images)).cuda()
-        leaf = leaf_prob(grown.tree, unseen).argmax(1).cpu().numpy()
-        row |= clustering_metrics(test.labels, leaf, grown.tree.topology)
-    print(row, flush=True)
-    return row
 
 
 if __name__ == "__main__":
