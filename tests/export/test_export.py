@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from support.models import IRREGULAR, tiny_bundle, tiny_model
@@ -195,3 +196,15 @@ def test_importing_the_room_loads_no_torch() -> None:
     code = "import sys, treediffusion.export; print(*({'torch', 'onnx'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not ended.stdout.split()
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_decoders_of_large_images_take_any_number(channels: int, side: int) -> None:
+    """Their convolutions have a form of their own on a CPU, which must not fix the batch."""
+    model = tiny_model(image_channels=channels, image_size=side)
+    graph = make_graphs(on_cpu(model))["decode"]
+    session = onnxruntime.InferenceSession(to_onnx(graph), providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        z = torch.randn(batch, *graph.inputs[0].shape[1:])
+        (found,) = session.run(None, {"z": z.numpy()})
+        np.testing.assert_allclose(found, graph.run({"z": z})["images"], rtol=1e-4, atol=1e-5)
