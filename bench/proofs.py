@@ -79,7 +79,7 @@ PROOFS = {
         "treevae-newsgroups20", _epochs(12, 12, 6, 16) | {"kl_step": 0.0125}, _NEWSGROUPS
     ),
     "omniglot5-short": Proof(
-        "treevae-omniglot5", _epochs(20, 20, 10, 30) | {"kl_step": 0.0075}, _OMNIGLOT
+        "treevae-omniglot5", _epochs(12, 12, 6, 16) | {"kl_step": 0.0125}, _OMNIGLOT
     ),
     "cifar10-short": Proof(
         "paper-cifar10", _epochs(12, 8, 0, 0) | {"max_leaves": 4, "batch_size": 64}, _CIFAR10
