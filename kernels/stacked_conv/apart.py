@@ -88,7 +88,7 @@ def _rows_as_channels(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     out_size = size + 2 * padding - kernel + 1
     groups = -(-out_size // max(LANES // out_channels, 1))
     rows = -(-out_size // groups)
-    # A graph that is exported has no place to write into: the number of images would be fixed in it.
+    # An exported graph has no place to write into: the number of images would be fixed in it.
     if rows == 1 or torch.compiler.is_exporting():
         return _plain(x, weight, padding)
     # The groups end with the map; rows of the first that lie above it are left out.

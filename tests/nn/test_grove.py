@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from treediffusion.config import ContrastiveConfig, TreeConfig
 from treediffusion.forest import Forest
+from treediffusion.nn import grove as grove_module
 from treediffusion.nn.grove import Grove, join, part_from
 from treediffusion.nn.node_stack import NodeStack
 from treediffusion.nn.tree_objective import tree_elbo
@@ -118,8 +119,12 @@ def inputs(trees: list[TreeVAE], grove: Grove) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("form", list(FORMS))
-def test_a_step_together_is_a_step_apart(form: str) -> None:
-    """ELBO, gradients and running statistics, in training mode."""
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_step_together_is_a_step_apart(
+    form: str, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ELBO, gradients and running statistics, in training mode; as on a GPU and as on a CPU."""
+    monkeypatch.setattr(grove_module, "is_mapped", lambda x: mapped)
     trees = make_trees(form)
     with torch.random.fork_rng():
         grove = Grove(trees).train()
@@ -197,6 +202,7 @@ def test_leaves_that_grow_together_grow_as_apart(
     form: str, contrast: float, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under leaves of different depths, with different images, remembered or not."""
+    monkeypatch.setattr(grove_module, "is_mapped", lambda x: not contrast)
     more = {"contrastive": ContrastiveConfig(weight=contrast), "augmentation": "shifts"}
     trees = make_trees(form, **(more if contrast else {}))
     leaves = ["r010", "r1", "r111"]

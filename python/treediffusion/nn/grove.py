@@ -3,7 +3,9 @@
 The trees may differ in topology. What they have below their roots is one `NodeStack` of a `Forest`;
 what every tree has alike (bottom-up maps, the root's head, projections) has one more leading axis,
 over which `vmap` maps the single tree's module. A step then has as many operations as one tree's.
-Nothing joins the trees: the gradient of their summed loss is each tree's own.
+Only a CPU, to which operations cost little, does what is alike one tree after another: its library
+is faster at plain convolutions than at grouped ones. Nothing joins the trees: the gradient of their
+summed loss is each tree's own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,20 @@ class Alike(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, S, ...]."""
-        module = self._shape[0].train(self.training)
+        module, tensors = self._shape[0].train(self.training), self._tensors()
 
-        def one(tensors: dict[str, Tensor], x_s: Tensor) -> Any:
-            return functional_call(module, tensors, (x_s,))
+        def one(tensors: dict[str, Tensor], x_s: Tensor) -> Tensor:
+            y: Tensor = functional_call(module, tensors, (x_s,))
+            return y
 
-        y: Tensor = vmap(one, in_dims=(0, 1), out_dims=1)(self._tensors(), x)
-        return y
+        if is_mapped(x):
+            y: Tensor = vmap(one, in_dims=(0, 1), out_dims=1)(tensors, x)
+            return y
+        rows = zip(*(tensor.unbind(0) for tensor in tensors.values()), strict=True)
+        of_trees = [dict(zip(tensors, row, strict=True)) for row in rows]
+        return torch.stack(
+            [one(mine, x_s) for mine, x_s in zip(of_trees, x.unbind(1), strict=True)], dim=1
+        )
 
     @torch.no_grad()
     def give_back(self, modules: Sequence[nn.Module]) -> None:
@@ -63,6 +71,11 @@ class Alike(nn.Module):
         return dict(zip(self._weight_names, self.weights, strict=True)) | dict(
             zip(self._buffer_names, buffers, strict=True)
         )
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether modules that are alike are one mapped module where x is."""
+    return x.device.type != "cpu"
 
 
 class Grove(nn.Module):
