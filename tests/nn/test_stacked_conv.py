@@ -285,6 +285,33 @@ def test_rows_one_by_one_are_the_same_rows(entries: int) -> None:
         assert one.abs().min() > 0
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_nodes_norm_is_a_batch_norm_of_its_own(side: int, training: bool) -> None:
+    """At the sides of both forms: values, gradients, running statistics."""
+    torch.manual_seed(0)
+    ours = StackedNorm(3, 4).double().train(training)
+    for tensor in ours.parameters():
+        nn.init.normal_(tensor)
+    plain = [nn.BatchNorm2d(4).double().train(training) for _ in range(3)]
+    for node, norm in enumerate(plain):
+        norm.weight.data, norm.bias.data = ours.weight.data[node], ours.bias.data[node]
+    x, upstream = draw(5, 3, 4, side, side), draw(5, 3, 4, side, side, seed=9).detach()
+    truth = torch.stack([norm(x[:, node]) for node, norm in enumerate(plain)], dim=1)
+    (expected,) = torch.autograd.grad((truth * upstream).sum(), x, retain_graph=True)
+    found = ours(x)
+    (gradient,) = torch.autograd.grad((found * upstream).sum(), x, retain_graph=True)
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-11)
+    (found * upstream).sum().backward()
+    (truth * upstream).sum().backward()
+    for node, norm in enumerate(plain):
+        assert ours.weight.grad is not None
+        torch.testing.assert_close(ours.weight.grad[node], norm.weight.grad)
+        torch.testing.assert_close(ours.running_mean[node], norm.running_mean)
+        torch.testing.assert_close(ours.running_var[node], norm.running_var)
+
+
 def test_groups_of_rows_are_parts_of_the_whole() -> None:
     """Also a group of none; the module keeps its tensors."""
     layers, x = make_layers(5, 3).eval(), draw(2, 5, 3, 4, 4)

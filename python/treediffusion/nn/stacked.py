@@ -18,6 +18,8 @@ from torch.func import functional_call
 
 from ..kernels.stacked_conv import stacked_conv, stacked_conv_transpose
 
+SMALL_MAP = 9
+"""Pixels of a map up to which a CPU normalises it with its pixels in the images' place."""
 ROW_ENTRIES = 512
 """Entries of a node's map, C S S, from which on a CPU takes nodes one by one."""
 
@@ -123,8 +125,14 @@ class StackedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, C, ...] -> the same shape."""
+        y, pixels = x.flatten(1, 2), math.prod(x.shape[3:])
+        # A CPU sums a channel's pixels one image after another, which small maps make slow: at 2x2
+        # it is 2 to 6 times faster with pixels in the images' place, at 4x4 slower.
+        aside = self.training and x.device.type == "cpu" and 1 < pixels <= SMALL_MAP
+        if aside:
+            y = y.flatten(2).transpose(1, 2).flatten(0, 1)
         y = F.batch_norm(
-            x.flatten(1, 2),
+            y,
             self.running_mean.flatten(),
             self.running_var.flatten(),
             self.weight.flatten(),
@@ -133,7 +141,9 @@ class StackedNorm(nn.Module):
             momentum=0.1,
             eps=self.eps,
         )
-        return y.view(x.shape)
+        if aside:
+            y = y.view(len(x), pixels, -1).transpose(1, 2)
+        return y.reshape(x.shape)
 
 
 def by_rows(module: nn.Module, sizes: Sequence[int]) -> list[Callable[[Tensor], Any]]:
