@@ -113,6 +113,11 @@ class TreeStage:
         now = next((kind for kind in ORDER if kind in kinds), None)
         return [grower for grower in self.growers if grower.state.phase.kind == now]
 
+    @property
+    def _lead(self) -> Grower:
+        """One of those that are trained now; their epochs and steps are the same."""
+        return (self._round or self.growers)[0]
+
     def _begin_phase(self) -> None:
         """Joins the trees that are trained now, and gives them a fresh optimiser."""
         now = self._round
@@ -201,10 +206,7 @@ class TreeStage:
 
     def _check_finite(self) -> None:
         """Refuses to go on from what is not finite; asks the device once, not in every step."""
-        state, losses = self._round[0].state if self._round else None, self._losses
-        self._losses = []
-        if state is None:
-            return
+        state, losses, self._losses = self._lead.state, self._losses, []
         bad = [number for number, ok in enumerate(_finite(losses)) if not ok] if losses else []
         if bad:
             step = state.step - len(losses) + bad[0] + 1
@@ -214,7 +216,7 @@ class TreeStage:
 
     def _diverged(self, place: str, got: str) -> TrainingError:
         """What to say of numbers that no training recovers from."""
-        state = self._round[0].state
+        state = self._lead.state
         kept = f"; {self.path} holds the last good state" if self.path.exists() else ""
         return TrainingError(
             f"{state.phase}, epoch {state.epoch + 1}, {place}",
@@ -241,10 +243,7 @@ class TreeStage:
     @property
     def _trained(self) -> nn.Module:
         """What the optimiser moves."""
-        if self._joined is not None:
-            return self._joined
-        now = self._round
-        return now[0].trained if now else self.growers[0].tree
+        return self._lead.trained if self._joined is None else self._joined
 
     @property
     def _networks(self) -> nn.ModuleDict:
