@@ -82,7 +82,7 @@ PROOFS = {
         "treevae-omniglot5", _epochs(12, 12, 6, 16) | {"kl_step": 0.0125}, _OMNIGLOT
     ),
     "cifar10-short": Proof(
-        "paper-cifar10", _epochs(12, 8, 0, 0) | {"max_leaves": 4, "batch_size": 64}, _CIFAR10
+        "paper-cifar10", _epochs(6, 4, 0, 0) | {"max_leaves": 4, "batch_size": 64}, _CIFAR10
     ),
     # For a GPU: the recipes as published.
     "mnist": Proof("paper-mnist", published=_MNIST),
