@@ -205,9 +205,9 @@ GOALS = (
         goal=1.0,
         unit="x",
         measure=lambda: denoising.sheet(denoising.tiny()),
-        why="one root through all 10 leaves, one call against a call per leaf, which also looks for "
-        "latents that lead there; 3.8 to 3.9 found. The denoising is not shared, so the goal is that "
-        "it never costs",
+        why="one root through all 10 leaves, one call against a call per leaf, which also looks "
+        "for latents that lead there; 3.8 to 3.9 found. Denoising is not shared, so the goal "
+        "is that it never costs",
     ),
     Goal(
         name="runtime/generate-512-gpu",
