@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
-from .config import Config, Count, load_config, load_preset
+from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -67,7 +67,7 @@ class Train:
     """Folder of the run; runs/PRESET if left out."""
     stage: Literal["tree", "diffusion", "all"] = "all"
     """tree: the tree alone; diffusion: what comes after a finished tree."""
-    seeds: Count | None = None
+    seeds: int | None = None
     """Trees to train side by side from different seeds, of which one is kept: --tree.restarts."""
     max_minutes: float | None = None
     """Stop after so many minutes, with exit code 0; the same command continues."""
@@ -80,8 +80,9 @@ class Train:
 
         settings = self.settings
         if self.seeds is not None:
-            tree = settings.tree.model_copy(update={"restarts": self.seeds})
-            settings = settings.model_copy(update={"tree": tree})
+            values = settings.model_dump(mode="json")
+            values["tree"]["restarts"] = self.seeds
+            settings = parse_config(values, source="--seeds")
         out = self.out or Path("runs") / (settings.preset or "run")
         if self.stage == "diffusion":
             check_tree(out)

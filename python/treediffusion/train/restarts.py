@@ -59,19 +59,26 @@ def train_trees(
         TrainingError: one of them cannot go on; so do all other errors of a stage.
     """
     seeds = [config.seed + number * SEED_STRIDE for number in range(config.tree.restarts)]
-    # A spectral norm is found by iteration on one module's weights, so those trees are not joined.
-    if images.is_cuda and not config.tree.spectral_norm:
+    paths = [run / APART.format(number) for number in range(len(seeds))]
+    if _joined(images, config, run, paths):
         return TreeStage(
             images, config.tree, run / TOGETHER, progress,
             look=lambda end: say(str(end)), seeds=seeds,
         ).run()  # fmt: skip
-    paths = [run / APART.format(number) for number in range(len(seeds))]
     _side_by_side(config, paths, progress, say)
     trees = []
     for seed, path in zip(seeds, paths, strict=True):
         torch.manual_seed(seed)
         trees += TreeStage(images, config.tree, path).run()
     return trees
+
+
+def _joined(images: Tensor, config: Config, run: Path, paths: list[Path]) -> bool:
+    """Whether the trees are one network; those that were begun go on as they were begun."""
+    if (run / TOGETHER).exists() or any(path.exists() for path in paths):
+        return (run / TOGETHER).exists()
+    # A spectral norm is found by iteration on one module's weights, so those trees are not joined.
+    return images.is_cuda and not config.tree.spectral_norm
 
 
 def _side_by_side(config: Config, paths: list[Path], progress: Progress, say: Say) -> None:
