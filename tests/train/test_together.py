@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from treediffusion.config import TreeConfig
+from treediffusion.config import Config, TreeConfig
 from treediffusion.progress import Progress
 from treediffusion.topology import TreeTopology
-from treediffusion.train import checkpoint
+from treediffusion.train import checkpoint, restarts
 from treediffusion.train.budget import OutOfTime
 from treediffusion.train.grower import Grower
 from treediffusion.train.selection import choose_tree, compare_trees, describe_trees
@@ -130,6 +130,20 @@ def test_mean_and_deviation_are_those_of_the_trees(grown: list[Grower]) -> None:
     assert found["deviation"]["elbo"] == pytest.approx(elbos.std().item())
     assert found["trees"][found["kept"]]["elbo"] == elbos.max().item()
     assert f"kept tree {found['kept']} of 3: ELBO" in describe_trees(found)
+
+
+def test_trees_go_on_in_the_form_they_were_begun_in(tmp_path: Path) -> None:
+    """A run that changes machines would otherwise begin anew."""
+    config = Config(tree=CONFIG.model_copy(update={"restarts": len(SEEDS)}))
+    with pytest.raises(OutOfTime):
+        TreeStage(
+            images(), config.tree, tmp_path / restarts.TOGETHER, Limited(9),
+            seeds=[number * restarts.SEED_STRIDE for number in range(len(SEEDS))],
+        ).run()  # fmt: skip
+    quiet = Progress(1, "", quiet=True)
+    trees = restarts.train_trees(images(), config, tmp_path, quiet, lambda line: None)
+    assert all(tree.done for tree in trees)
+    assert not (tmp_path / restarts.APART.format(0)).exists()
 
 
 def test_an_epoch_is_as_long_as_the_longest_trees(tmp_path: Path) -> None:
