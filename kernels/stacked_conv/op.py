@@ -5,7 +5,8 @@ Three exact forms. A *grouped* convolution is the general one, and a plain one f
 few pixels a convolution is a small *dense* matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero
 where no tap joins pixel p to pixel q; then all nodes are one batched matrix product. On 2x2 maps
 with a 3x3 kernel every pair of pixels is joined, so the dense form does 16 products where the
-padded convolution does 36.
+padded convolution does 36. At strides, where kernels are large, a CPU makes the matrix otherwise: in
+`placed`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from .apart import correlate
+from .placed import place_kernels
 
 # Where launches cost more than arithmetic, the matrix is used up to 8x8 -> 8x8, and up to 1 MB.
 DENSE_PAIRS = 4096
@@ -30,7 +32,7 @@ CPU_DENSE_PAIRS = 16  # always dense up to 2x2 -> 2x2
 CPU_DENSE_ENTRIES = 80_000  # of a node's matrix, where a channel count is odd
 CPU_VECTOR = 8  # channel counts that grouped convolutions are fast for are multiples of it
 
-Form = Literal["dense", "grouped", "apart"]
+Form = Literal["dense", "placed", "grouped", "apart"]
 
 
 def choose_form(
@@ -45,11 +47,9 @@ def choose_form(
     if device != "cpu":
         small = pairs <= DENSE_PAIRS and entries <= DENSE_ENTRIES
         return "dense" if small else "grouped"
-    if pairs <= CPU_DENSE_PAIRS:
-        return "dense"
     aligned = channels % CPU_VECTOR == 0 and out_channels % CPU_VECTOR == 0
-    if not aligned and entries <= CPU_DENSE_ENTRIES:
-        return "dense"
+    if pairs <= CPU_DENSE_PAIRS or (not aligned and entries <= CPU_DENSE_ENTRIES):
+        return "dense" if stride == 1 else "placed"
     return "grouped" if stride > 1 or (aligned and pairs <= DENSE_PAIRS) else "apart"
 
 
@@ -98,6 +98,9 @@ def stacked_conv_transpose(
     out_channels, kernel = weight.shape[2], weight.shape[-1]
     out_size = stride * (size - 1) + kernel - 2 * padding
     form = choose_form(x.device.type, channels, out_channels, size, out_size, stride=stride)
+    if form == "placed":
+        matrix = place_kernels(weight, size=size, stride=stride, padding=padding)
+        return _plus(_dense(x, matrix, out_size), bias)
     if form == "dense":
         taps = _transpose_taps(size, out_size, kernel, stride, padding, x.dtype, x.device)
         matrix = _times_taps(weight, taps).transpose(2, 3)

@@ -17,7 +17,7 @@ from treediffusion.nn.stacked import (
     by_rows,
 )
 
-FORMS = ("dense", "grouped", "apart")
+FORMS = ("dense", "placed", "grouped", "apart")
 
 CONVS = [  # side, kernel, padding
     (1, 3, 1),
@@ -53,13 +53,16 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(op, "choose_form", lambda *sizes, **stride: chosen)
-        patch.setattr(op, "_dense", counted("dense", op._dense))
+        # Placed kernels are for transposed convolutions alone.
+        straight = "dense" if chosen == "placed" else chosen
+        patch.setattr(op, "choose_form", lambda *sizes, stride=0: chosen if stride else straight)
+        patch.setattr(op, "_dense", counted(straight, op._dense))
+        patch.setattr(op, "place_kernels", counted("placed", op.place_kernels))
         patch.setattr(op, "correlate", counted("apart", op.correlate))
         for name in ("conv2d", "conv_transpose2d"):  # the reference's own have one group
             patch.setattr(op.F, name, counted("grouped", getattr(op.F, name)))
         yield chosen
-    assert calls.pop(chosen) > 0
+    assert calls.pop(chosen) + calls.pop(straight, 0) > 0
     assert not any(calls.values())
 
 
@@ -193,7 +196,7 @@ def test_a_node_reads_its_own_map_and_weights_alone() -> None:
         (8, 3, 32, 32, 1, "apart"),
         (5, 3, 4, 6, 1, "dense"),  # decoders of 8x8 images
         (3, 1, 6, 8, 1, "dense"),
-        (16, 11, 2, 10, 5, "dense"),  # decoders of 28x28 images
+        (16, 11, 2, 10, 5, "placed"),  # decoders of 28x28 images
         (11, 6, 10, 19, 1, "apart"),
         (6, 1, 19, 28, 1, "apart"),
         (32, 32, 8, 16, 2, "grouped"),
