@@ -4,10 +4,10 @@
     path        noise              -> z, p_left
     posterior   images, noise      -> z, leaf_prob
     condition   z_path, nodes      -> cond
-    step        x, cond, timesteps, coef, step, noise -> x_next
+    step        x, cond, timesteps, coef, step, noise -> x_next, and what else the denoiser sees
     decode      z                  -> images
 
-A step is ``x0 = clip(a x - b eps), x_next = c x0 + d eps + sigma noise`` with eps from the U-Net.
+A step is ``x0 = clip(a x - b F), x_next = c x0 + d F + sigma noise`` with F from the U-Net.
 The embedding of every timestep is a constant of the graph, and each image has a step of its own,
 so that images at different steps can share a call. Float32 in and out. No file is written here.
 """
@@ -26,6 +26,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion
 from ..nn.gaussians import sample
 from ..nn.tree_vae import TreeVAE
+from ..signals import reads_latents
 from .fold import fold
 
 
@@ -72,14 +73,22 @@ class Posterior(nn.Module):
 class Condition(nn.Module):
     """The denoiser's condition of each image."""
 
-    def __init__(self, path: nn.Module) -> None:
+    def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
-        self.path = path
+        self.path = denoiser.path
 
     def forward(self, z_path: Tensor, nodes: Tensor) -> Tensor:
         """z_path: [B, P, Z R R], nodes: [B, P] int64, -1 where absent -> [B, E]."""
         cond: Tensor = self.path(z_path, nodes)
         return cond
+
+
+class ConditionOfIds(Condition):
+    """The same of a signal without latents."""
+
+    def forward(self, nodes: Tensor) -> Tensor:  # type: ignore[override]
+        """nodes: [B, P] int64, -1 where absent -> [B, E]."""
+        return super().forward(torch.zeros(*nodes.shape, 1), nodes)
 
 
 class Step(nn.Module):
@@ -89,13 +98,20 @@ class Step(nn.Module):
 
     def __init__(self, denoiser: Denoiser, timesteps: int) -> None:
         super().__init__()
-        self.unet = denoiser.unet
+        self.denoiser = denoiser
         with torch.no_grad():
             table = denoiser.time.table(range(timesteps))
         self.register_buffer("time_table", table)
 
     def forward(
-        self, x: Tensor, cond: Tensor, timesteps: Tensor, coef: Tensor, step: Tensor, noise: Tensor
+        self,
+        x: Tensor,
+        cond: Tensor,
+        timesteps: Tensor,
+        coef: Tensor,
+        step: Tensor,
+        noise: Tensor,
+        reconstruction: Tensor | None = None,
     ) -> Tensor:
         """One step of every image.
 
@@ -103,17 +119,19 @@ class Step(nn.Module):
             x: [B, C, H, W] float.
             cond: [B, E] float.
             timesteps: [S] int64.
-            coef: [S, 5] float, `DDIMTable.coef`.
+            coef: [S, 5] float, `SolverTable.network`.
             step: [B] int64, the row of both tables each image is at.
             noise: [B, C, H, W] float, standard normal; multiplied by 0 where sigma is 0.
+            reconstruction: [B, C, H, W] float in the network's pixel range, if it is seen.
 
         Returns:
             [B, C, H, W] float.
         """
-        eps = self.unet(x, self.time_table[timesteps[step]] + cond)
+        emb = self.time_table[timesteps[step]] + cond
+        found = self.denoiser.predict(x, emb, reconstruction)
         a, b, c, d, sigma = coef[step][:, :, None, None, None].unbind(dim=1)
-        x0 = (a * x - b * eps).clamp(*CLIP_RANGE)
-        x_next: Tensor = c * x0 + d * eps + sigma * noise
+        x0 = (a * x - b * found).clamp(*CLIP_RANGE)
+        x_next: Tensor = c * x0 + d * found + sigma * noise
         return x_next
 
 
@@ -161,12 +179,12 @@ def on_cpu(model: TreeDiffusion) -> TreeDiffusion:
 
 def make_graphs(model: TreeDiffusion) -> dict[str, Graph]:
     """The graphs by role, of a model that is `on_cpu`."""
-    tree, denoiser = fold(model.tree), model.denoiser
+    tree, denoiser, told = fold(model.tree), model.denoiser, model.told
     modules: dict[str, nn.Module] = {
         "assign": Assign(tree),
         "path": Path(tree),
         "posterior": Posterior(tree),
-        "condition": Condition(denoiser.path),
+        "condition": (Condition if reads_latents(told.signal) else ConditionOfIds)(denoiser),
         "step": Step(denoiser, model.schedule.timesteps),
         "decode": Decode(tree),
     }
@@ -175,5 +193,6 @@ def make_graphs(model: TreeDiffusion) -> dict[str, Graph]:
         tree.image_shape,
         tree.latent_shape,
         condition_width=denoiser.unet.embed_dim,
+        told=told,
     )
     return {role: Graph(module, *tensors[role]) for role, module in modules.items()}

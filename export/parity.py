@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundle import PIXEL_RANGES, Bundle
 from ..diffusion.model import TreeDiffusion
 from ..diffusion.sampler import sample
 from ..errors import ParityError
@@ -25,13 +25,15 @@ from ..noise import Stream, normal
 from ..optional import require
 from ..runtime.backends import OnnxRuntimeBackend
 from ..runtime.pixels import to_uint8
+from ..runtime.plan import Plan, make_plan
 from ..runtime.sampling import Sampler
-from ..schedule import DDIMTable
+from ..signals import leaf_slots
+from ..solvers import SolverTable
 from .graphs import Graph
 
 SEED = 2024
 BATCHES = (1, 5)
-STEPS, IMAGES = 50, 4
+IMAGES = 4
 GRAPH_LIMIT, GENERATION_LIMIT = 1e-4, 1e-3
 ROUNDING_FACTOR = 4.0
 """Times PyTorch's own rounding that a generation may be off, where that is more than the limit."""
@@ -56,12 +58,12 @@ def check(folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph]) -> di
     bundle = Bundle.open(folder, verify=False)
     backend = OnnxRuntimeBackend(bundle)
     try:
-        table = _table(bundle)
+        plan = _plan(bundle)
         report = {
-            role: _graph(role, graph, backend, _feeds(graph, bundle, table))
+            role: _graph(role, graph, backend, _feeds(graph, bundle, plan.table))
             for role, graph in graphs.items()
         }
-        generation = _generation(model, Sampler(bundle, backend), table)
+        generation = _generation(model, Sampler(bundle, backend), plan)
     finally:
         backend.close()
     return {
@@ -75,15 +77,15 @@ def check(folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph]) -> di
     }
 
 
-def _table(bundle: Bundle) -> DDIMTable:
-    steps = bundle.schedule.inference_steps(STEPS, spacing="quadratic")
-    return bundle.schedule.ddim_table(steps)
+def _plan(bundle: Bundle) -> Plan:
+    """The bundle's own solver and steps, without guidance, which asks for nothing else."""
+    return make_plan(bundle, replace(bundle.sampling, guidance_scale=1.0))
 
 
-def _feeds(graph: Graph, bundle: Bundle, table: DDIMTable) -> list[dict[str, NDArray[Any]]]:
+def _feeds(graph: Graph, bundle: Bundle, table: SolverTable) -> list[dict[str, NDArray[Any]]]:
     """Inputs of both batches, like those of use: images in 0..1, real paths, rows of a sampler."""
     generator = np.random.Generator(np.random.Philox(SEED))
-    paths = bundle.topology.paths.astype(np.int64)
+    paths = leaf_slots(bundle.topology, bundle.told.signal).ids
     feeds = []
     for batch in BATCHES:
         feed: dict[str, NDArray[Any]] = {}
@@ -94,7 +96,7 @@ def _feeds(graph: Graph, bundle: Bundle, table: DDIMTable) -> list[dict[str, NDA
             elif spec.name == "timesteps":
                 feed[spec.name] = table.timestep
             elif spec.name == "coef":
-                feed[spec.name] = table.coef.astype(np.float32)
+                feed[spec.name] = table.network.astype(np.float32)
             elif spec.name == "step":
                 rows = np.linspace(0, len(table.timestep) - 1, batch)
                 feed[spec.name] = rows.astype(np.int64)
@@ -127,22 +129,20 @@ def _graph(
     return report
 
 
-def _generation(model: TreeDiffusion, sampler: Sampler, table: DDIMTable) -> dict[str, Any]:
+def _generation(model: TreeDiffusion, sampler: Sampler, plan: Plan) -> dict[str, Any]:
     """Images of several leaves, from noise to pixels."""
     bundle = sampler.bundle
     images = list(range(IMAGES))
     leaf = np.arange(IMAGES, dtype=np.int64) % bundle.topology.num_leaves
     noise = sampler.latent_noise(SEED, images)
-    start = normal(SEED, images, bundle.image_shape, stream=Stream.START)
-    nodes = bundle.topology.paths[leaf].astype(np.int64)
-    expected = _reference(model, noise, nodes, start, table)
     z = sampler.call("path", {"noise": noise})["z"]
-    found = sampler.denoise(sampler.condition(z, leaf), table, seed=SEED, images=images)
+    found = sampler.draw(z, leaf, plan, seed=SEED, images=images)
+    expected = _reference(model, noise, leaf, images, plan.table, np.float32)
     error, _ = _difference(found, expected)
     limit = GENERATION_LIMIT
     if error > limit:
         # A network that is hardly trained magnifies rounding in every step: 1e-7 in PyTorch, too.
-        exact = _reference(_double(model), noise.astype(float), nodes, start.astype(float), table)
+        exact = _reference(_double(model), noise, leaf, images, plan.table, np.float64)
         limit = max(limit, ROUNDING_FACTOR * _difference(expected, exact)[0])
     _limit("generation", error, limit)
     ours, theirs = (
@@ -150,7 +150,8 @@ def _generation(model: TreeDiffusion, sampler: Sampler, table: DDIMTable) -> dic
     )
     apart = np.abs(ours - theirs)
     return {
-        "steps": len(table.timestep),
+        "solver": bundle.sampling.solver,
+        "evaluations": len(plan.table.timestep),
         "leaves": [bundle.topology.leaf_names[i] for i in leaf],
         "max_abs_error": error,
         "max_abs_error_allowed": limit,
@@ -170,28 +171,50 @@ def _double(model: TreeDiffusion) -> TreeDiffusion:
 def _reference(
     model: TreeDiffusion,
     noise: NDArray[Any],
-    nodes: NDArray[np.int64],
-    start: NDArray[Any],
-    table: DDIMTable,
+    leaf: NDArray[np.int64],
+    images: list[int],
+    table: SolverTable,
+    dtype: type[np.floating[Any]],
 ) -> NDArray[Any]:
     """The same by PyTorch's own sampler, which embeds timesteps and updates by itself.
 
     Args:
         model: on the CPU.
         noise: [B, N, Z, R, R] of the latents.
-        nodes: [B, P] rows of each image's path, -1 where absent.
-        start: [B, C, H, W] where denoising starts.
-        table: the steps.
+        leaf: [B] ids.
+        images: [B] numbers that the other noise belongs to.
+        table: the solver's.
+        dtype: the model's precision.
 
     Returns:
-        [B, C, H, W], in the model's precision.
+        [B, C, H, W] in it.
     """
-    z = model.tree.generate(torch.from_numpy(noise)).z.flatten(2)
-    rows = torch.from_numpy(nodes)
-    z_path = z[torch.arange(len(z))[:, None], rows]
-    y = model.denoiser.condition(z_path, rows)
-    images: NDArray[Any] = sample(model.denoiser, y, torch.from_numpy(start), table).numpy()
-    return images
+    config = model.config.diffusion
+    low, high = PIXEL_RANGES[config.pixel_range]
+    shape = model.tree.image_shape
+
+    def drawn(stream: Stream, step: int = 0) -> torch.Tensor:
+        return torch.from_numpy(normal(SEED, images, shape, stream=stream, step=step).astype(dtype))
+
+    z = model.tree.generate(torch.from_numpy(noise.astype(dtype))).z
+    each = torch.arange(len(z))
+    rows, ids = (
+        torch.from_numpy(part[leaf]) for part in leaf_slots(model.tree.topology, config.signal)
+    )
+    seen = None
+    if config.reconstruction != "none":
+        seen = model.tree.decode(z)[each, torch.from_numpy(leaf)].clamp(0.0, 1.0)
+        seen = seen * (high - low) + low
+    y = model.denoiser.condition(z.flatten(2)[each[:, None], rows], ids)
+    found: NDArray[Any] = sample(
+        model.denoiser,
+        y,
+        drawn(Stream.START),
+        table,
+        reconstruction=seen,
+        noise=lambda step: drawn(Stream.STEP, step),
+    ).numpy()
+    return found
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ def _manifest(model: TreeDiffusion, graphs: Mapping[str, Graph], opset: int) -> 
         },
         "latent": {"shape": list(model.tree.latent_shape)},
         "condition_width": model.denoiser.unet.embed_dim,
+        "denoiser": asdict(model.told),
         "graphs": {
             role: {
                 "file": f"{GRAPHS}/{role}.onnx",

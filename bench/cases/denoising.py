@@ -1,29 +1,40 @@
-"""Cases of the denoiser: ONNX Runtime against eager PyTorch, and work that leaves the loop.
+"""Cases of the denoiser: ONNX Runtime against eager PyTorch, ours against the published form.
 
-The PyTorch side is the plain float32 network in its default layout. `plain_loop` is a generation
-as the published code runs it, where every step encodes the paths and the timestep anew; unlike
-that code it does so for the whole batch at once, and runs the tree once and not in every step.
+In `step`, `generate` and `sheet` the PyTorch side is our float32 network as it was trained.
+`plain_loop` encodes the paths and the timestep anew in every step, as the published code does, but
+for the whole batch at once, and runs the tree once and not in every step.
+
+In `eager_step`, `eager_generation` and `training` the other side is `EagerDenoiser`, the network
+in the published form, in float32 whatever our side's precision: the published code has no other.
+The tree, which that code runs whole in every step of training, is on neither side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cases.bundles import bundle_of
 from cases.pair import THREADS, Pair, prepare
 from cases.treevae import ten_leaves
+from support.eager_denoiser import EagerDenoiser, eager_denoiser, eager_sample
 from torch import Tensor
+from torch.optim import Optimizer
 from treediffusion.bundle import Bundle
 from treediffusion.config import Config, load_preset
 from treediffusion.diffusion.model import TreeDiffusion, make_denoiser
 from treediffusion.diffusion.sampler import sample
+from treediffusion.nn.ema import Ema
+from treediffusion.nn.prepared import prepared
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.runtime import Engine
 from treediffusion.runtime.backends import open_backend
-from treediffusion.schedule import DDIMTable
+from treediffusion.solvers import SolverTable, solver_table
+from treediffusion.train.optimizer import make_adam
 
 STEPS = 50
 
@@ -66,7 +77,7 @@ def step(setting: Setting, batch: int) -> Pair:
         "x": x.numpy(),
         "cond": cond.numpy(),
         "timesteps": table.timestep,
-        "coef": table.coef.astype(np.float32),
+        "coef": table.network.astype(np.float32),
         "step": np.zeros(batch, np.int64),
         "noise": np.zeros(x.shape, np.float32),
     }
@@ -116,9 +127,107 @@ def sheet(setting: Setting) -> Pair:
     )
 
 
+def eager_step(setting: Setting, batch: int, dtype: torch.dtype = torch.float32) -> Pair:
+    """One evaluation of the network inside a generation: what ours repeats, against all of it."""
+    prepare()
+    model = _model(setting)
+    plain = _plain(model)
+    z_path, nodes = _paths(model, batch)
+    x, t = torch.randn(batch, *model.tree.image_shape), torch.full((batch,), 500)
+    net = prepared(model.denoiser.to(dtype))
+    with torch.inference_mode():
+        emb = net.time(t) + net.condition(z_path.to(dtype), nodes)
+    return Pair(
+        ours=torch.inference_mode()(lambda: net.predict(x.to(dtype), emb).to(x.dtype)),
+        baseline=torch.inference_mode()(lambda: plain(x, t, z_path, nodes)),
+    )
+
+
+def eager_generation(setting: Setting, batch: int, dtype: torch.dtype = torch.float32) -> Pair:
+    """50 steps, from paths and noise to images; ours with the preparation of the network."""
+    prepare()
+    model = _model(setting)
+    plain, table = _plain(model), _table(model)
+    z_path, nodes = _paths(model, batch)
+    x = torch.randn(batch, *model.tree.image_shape)
+    net = model.denoiser.to(dtype)
+
+    @torch.inference_mode()
+    def ours() -> Tensor:
+        return sample(prepared(net), net.condition(z_path.to(dtype), nodes), x, table)
+
+    return Pair(
+        ours=ours,
+        baseline=torch.inference_mode()(lambda: eager_sample(plain, z_path, nodes, x, table)),
+    )
+
+
+def training(setting: Setting, batch: int, dtype: torch.dtype = torch.float32) -> Pair:
+    """A step of the denoiser's training: paths to loss, gradients, clipping, Adam, average."""
+    prepare()
+    model = _model(setting)
+    ours, plain = model.denoiser.train(), _plain(model).train()
+    config = model.config.diffusion
+    z_path, nodes = _paths(model, batch)
+    z_path = z_path.clone()  # out of inference mode
+    x, eps = torch.randn(2, batch, *model.tree.image_shape)
+    t = torch.randint(config.timesteps, (batch,))
+
+    def our_pass() -> Tensor:
+        y = ours.condition(z_path, nodes)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found: Tensor = ours(x, t, y)
+        return found.float()
+
+    ema = Ema(ours, config.ema)
+    shadow = [parameter.detach().clone() for parameter in plain.parameters()]
+
+    def average() -> None:
+        with torch.no_grad():
+            for kept, weight in zip(shadow, plain.parameters(), strict=True):
+                kept.mul_(config.ema).add_(weight, alpha=1.0 - config.ema)
+
+    rate = config.learning_rate
+    return Pair(
+        ours=_trains(our_pass, eps, make_adam(ours.parameters(), rate), ema.update, config.clip),
+        baseline=_trains(
+            lambda: plain(x, t, z_path, nodes),
+            eps,
+            torch.optim.Adam(plain.parameters(), rate),
+            average,
+            config.clip,
+        ),
+    )
+
+
+def _trains(
+    predict: Callable[[], Tensor],
+    target: Tensor,
+    optimizer: Optimizer,
+    average: Callable[[], None],
+    clip: float,
+) -> Callable[[], None]:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(F.mse_loss(predict(), target))
+        torch.nn.utils.clip_grad_norm_(weights, clip)
+        optimizer.step()
+        average()
+
+    return step
+
+
+def _plain(model: TreeDiffusion) -> EagerDenoiser:
+    """The published form of a model's float32 denoiser."""
+    latent_size = int(np.prod(model.tree.latent_shape))
+    return eager_denoiser(model.denoiser, latent_size, model.config.diffusion.unet)
+
+
 @torch.inference_mode()
 def plain_loop(
-    model: TreeDiffusion, z_path: Tensor, nodes: Tensor, x: Tensor, table: DDIMTable
+    model: TreeDiffusion, z_path: Tensor, nodes: Tensor, x: Tensor, table: SolverTable
 ) -> Tensor:
     """DDIM with everything inside the loop.
 
@@ -160,16 +269,17 @@ def _paths(model: TreeDiffusion, batch: int) -> tuple[Tensor, Tensor]:
     return z_path, nodes
 
 
-def _update(x: Tensor, eps: Tensor, table: DDIMTable, step: int) -> Tensor:
-    a, b, c, d, _ = table.coef[step].tolist()
+def _update(x: Tensor, eps: Tensor, table: SolverTable, step: int) -> Tensor:
+    a, b, c, d, _ = table.network[step].tolist()
     x0 = (a * x - b * eps).clamp(*table.clip_range)
     x_next: Tensor = c * x0 + d * eps
     return x_next
 
 
-def _table(model: TreeDiffusion) -> DDIMTable:
-    steps = model.schedule.inference_steps(STEPS, spacing=model.config.sampling.spacing)
-    return model.schedule.ddim_table(steps)
+def _table(model: TreeDiffusion) -> SolverTable:
+    schedule = model.schedule
+    steps = schedule.inference_steps(STEPS, spacing=model.config.sampling.spacing)
+    return solver_table("ddim", steps, schedule.alpha[steps], schedule.sigma[steps])
 
 
 def _model(setting: Setting) -> TreeDiffusion:

@@ -5,8 +5,8 @@ Three exact forms. A *grouped* convolution is the general one, and a plain one f
 few pixels a convolution is a small *dense* matrix, ``W[(c, p), (d, q)] = w[d, c, tap(p, q)]``, zero
 where no tap joins pixel p to pixel q; then all nodes are one batched matrix product. On 2x2 maps
 with a 3x3 kernel every pair of pixels is joined, so the dense form does 16 products where the
-padded convolution does 36. At strides, where kernels are large, a CPU makes the matrix otherwise: in
-`placed`.
+padded convolution does 36. At strides, where kernels are large, a CPU makes the matrix otherwise:
+in `placed`.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,33 @@ from .errors import (
     TopologyError,
 )
 from .schedule import DiffusionSchedule, Spacing
+from .signals import Signal, leaf_slots, reads_latents
+from .solvers import SOLVERS
 from .topology import TreeTopology
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, TREE, PARITY = "manifest.json", "tree.json", "parity.json"
 ROLES = ("assign", "path", "posterior", "condition", "step", "decode")
 PIXEL_RANGES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0)}
 # The estimate of x0 is limited to this whatever the pixel range, as published.
 CLIP_RANGE = (-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the denoiser is told of the tree, and what it gives.
+
+    Attributes:
+        signal: what of the tree is its condition.
+        reconstruction: how it sees TreeVAE's image of the leaf.
+        prediction: the noise, or v.
+        guidance: what its training left out: nothing, whole signals, or their levels, too.
+    """
+
+    signal: Signal = "path"
+    reconstruction: Literal["none", "concat", "shift"] = "none"
+    prediction: Literal["eps", "v"] = "eps"
+    guidance: Literal["none", "whole", "levels"] = "none"
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ def graph_tensors(
     latent_shape: tuple[int, int, int],
     *,
     condition_width: int,
+    told: Told,
 ) -> dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
     """What every role takes and gives, for a model of these sizes.
 
@@ -76,16 +96,18 @@ def graph_tensors(
         image_shape: (C, H, W).
         latent_shape: (Z, R, R).
         condition_width: E.
+        told: what the denoiser is told of the tree.
 
     Returns:
         Inputs and outputs in order, by role.
     """
-    latents = (topology.num_nodes, *latent_shape)
-    slots, leaves = topology.max_depth + 1, topology.num_leaves
-    images, noise, z = _rows("images", *image_shape), _rows("noise", *latents), _rows("z", *latents)
+    of_tree = (topology.num_nodes, *latent_shape)
+    slots, leaves = leaf_slots(topology, told.signal).ids.shape[1], topology.num_leaves
+    images, noise, z = _rows("images", *image_shape), _rows("noise", *of_tree), _rows("z", *of_tree)
     leaf_prob, cond = _rows("leaf_prob", leaves), _rows("cond", condition_width)
     z_path = _rows("z_path", slots, math.prod(latent_shape))
     nodes = TensorSpec("nodes", "int64", ("B", slots))
+    seen = (_rows("reconstruction", *image_shape),) if told.reconstruction != "none" else ()
     step = (
         _rows("x", *image_shape),
         cond,
@@ -93,12 +115,14 @@ def graph_tensors(
         TensorSpec("coef", "float32", ("S", 5)),
         TensorSpec("step", "int64", ("B",)),
         _rows("noise", *image_shape),
+        *seen,
     )
+    latents = (z_path,) if reads_latents(told.signal) else ()
     return {
         "assign": ((images,), (leaf_prob,)),
         "path": ((noise,), (z, _rows("p_left", len(topology.routers)))),
         "posterior": ((images, noise), (z, leaf_prob)),
-        "condition": ((z_path, nodes), (cond,)),
+        "condition": ((*latents, nodes), (cond,)),
         "step": (step, (_rows("x_next", *image_shape),)),
         "decode": ((z,), (_rows("images", leaves, *image_shape),)),
     }
@@ -130,8 +154,10 @@ class Sampling:
     """How images are drawn unless a call says otherwise."""
 
     num_inference_steps: int
+    solver: str
     spacing: Spacing
     eta: float
+    guidance_scale: float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -147,6 +173,7 @@ class Bundle:
         pixel_range: lowest and highest pixel as the denoiser sees it.
         latent_shape: (Z, R, R) of every node.
         graphs: by role.
+        told: what the denoiser is told of the tree.
         sampling: defaults.
         node_share: [N] float64, share of the training images that reach each node.
     """
@@ -159,6 +186,7 @@ class Bundle:
     pixel_range: tuple[float, float]
     latent_shape: tuple[int, int, int]
     graphs: Mapping[str, GraphSpec]
+    told: Told
     sampling: Sampling
     node_share: NDArray[np.float64]
 
@@ -171,7 +199,7 @@ class Bundle:
             verify: compare every file with its hash; without it, only their presence and size.
 
         Raises:
-            BundleVersionError: written by a newer version.
+            BundleVersionError: written by a version with another format.
             BundleIntegrityError: a file is not the one that was written.
             BundleFormatError: no bundle, or one that is cut or contradicts itself.
         """
@@ -205,12 +233,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleFormatError(str(file), got=f"format {version!r}", expected=f"format {FORMAT}")
-    if version > FORMAT:
+    if version != FORMAT:
+        newer = version > FORMAT
         raise BundleVersionError(
             str(file),
             got=f"format {version}, by {_producer(manifest)}",
-            expected=f"format {FORMAT} at most",
-            hint="upgrade treediffusion, or export the model with this version",
+            expected=f"format {FORMAT}",
+            hint=f"{'upgrade treediffusion, or ' * newer}export the model with this version",
         )
     return manifest
 
@@ -314,6 +343,7 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> Bundle:
         pixel_range=PIXEL_RANGES[image["pixel_range"]],
         latent_shape=_three(latent["shape"]),
         graphs={role: _graph(path, manifest, role) for role in ROLES},
+        told=_told(manifest["denoiser"]),
         sampling=_sampling(manifest["sampling"]),
         node_share=np.array(manifest["node_share"], np.float64),
     )
@@ -350,19 +380,39 @@ def _graph(path: Path, manifest: Mapping[str, Any], role: str) -> GraphSpec:
     return GraphSpec(file, _count(facts["opset"]), inputs, outputs)
 
 
+def _told(values: Mapping[str, Any]) -> Told:
+    told = Told(**values)
+    for field in fields(Told):
+        known = get_args(get_type_hints(Told)[field.name])
+        if getattr(told, field.name) not in known:
+            raise BundleFormatError(
+                f"{MANIFEST}: denoiser: {field.name}",
+                got=repr(getattr(told, field.name)),
+                expected=f"one of {', '.join(known)}",
+            )
+    return told
+
+
 def _sampling(values: Mapping[str, Any]) -> Sampling:
-    eta = float(values["eta"])
-    if values["spacing"] not in {"uniform", "quadratic"} or not 0.0 <= eta <= 1.0:
+    eta, scale = float(values["eta"]), values["guidance_scale"]
+    known = values["spacing"] in get_args(Spacing) and values["solver"] in SOLVERS
+    if not known or not 0.0 <= eta <= 1.0:
         raise BundleFormatError(
-            f"{MANIFEST}: sampling", got=repr(values), expected="a known spacing, eta in 0..1"
+            f"{MANIFEST}: sampling",
+            got=repr(values),
+            expected="a known solver and spacing, eta in 0..1",
         )
-    return Sampling(_count(values["num_inference_steps"]), values["spacing"], eta)
+    steps = _count(values["num_inference_steps"])
+    scale = tuple(map(float, scale)) if isinstance(scale, list) else float(scale)
+    return Sampling(steps, values["solver"], values["spacing"], eta, scale)
 
 
 def _check_shapes(bundle: Bundle, width: int) -> None:
     """Tree, images and latents are those of every graph, and the shares those of the tree."""
     tree = bundle.topology
-    expected = graph_tensors(tree, bundle.image_shape, bundle.latent_shape, condition_width=width)
+    expected = graph_tensors(
+        tree, bundle.image_shape, bundle.latent_shape, condition_width=width, told=bundle.told
+    )
     for role, (inputs, outputs) in expected.items():
         graph = bundle.graphs[role]
         for found, right in ((graph.inputs, inputs), (graph.outputs, outputs)):

@@ -74,6 +74,7 @@ class Train:
 
     def run(self) -> int:
         """Trains and says what to do next."""
+        from .evaluate.diffusion_preview import diffusion_preview
         from .evaluate.early import early_report
         from .train.budget import OutOfTime
         from .train.run import check_tree, train, train_tree
@@ -91,7 +92,8 @@ class Train:
             if self.stage == "tree":
                 grown = train_tree(settings, out, minutes=minutes, look=look)
             else:
-                grown = train(settings, out, minutes=minutes, look=look).tree.topology
+                draw = diffusion_preview(out)
+                grown = train(settings, out, minutes=minutes, look=look, draw=draw).tree.topology
         except OutOfTime as stop:
             print(f"{out}: time is up, {stop}; the same command continues")
             return 0
@@ -111,6 +113,9 @@ class Export:
     """Folder of a finished run, or a checkpoint in it."""
     out: Path
     """The bundle's folder; an older bundle there is replaced."""
+    ema: float | None = None
+    """Decay of the averaged weights to take: diffusion.ema or one of ema_also; the former if left
+    out."""
 
     def run(self) -> int:
         """Exports and checks."""
@@ -118,7 +123,7 @@ class Export:
         from .progress import Progress
         from .train.run import load_run
 
-        model = load_run(self.checkpoint)
+        model = load_run(self.checkpoint, ema=self.ema)
         with Progress(EXPORT_STEPS, "exporting") as progress:
             path = export_bundle(model, self.out, progress=progress)
         print(f"{path}: exported and compared with PyTorch")
@@ -145,7 +150,19 @@ class Generate:
     offset: int = 0
     """Number of the first image."""
     num_inference_steps: int | None = None
-    """Denoising steps; the bundle's own number if left out."""
+    """Denoising steps; like the four below, the bundle's own if left out."""
+    solver: (
+        Literal["ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"]
+        | None
+    ) = None
+    """The sampler; ten steps of dpmpp_2m or unipc do what ddim needs many for."""
+    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] | None = None
+    """Where the steps lie."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 as much noise as DDPM."""
+    guidance_scale: tuple[float, ...] | None = None
+    """How much further than its leaf an image goes: one number, or one for each depth; of models
+    that were trained with diffusion.path_dropout or level_dropout."""
     backend: Literal["onnxruntime"] = "onnxruntime"
     """What runs the graphs."""
 
@@ -165,8 +182,12 @@ class Generate:
                     node=self.leaf or self.node,
                     seed=self.seed,
                     offset=self.offset,
-                    num_inference_steps=self.num_inference_steps,
                     progress=progress,
+                    num_inference_steps=self.num_inference_steps,
+                    solver=self.solver,
+                    spacing=self.spacing,
+                    eta=self.eta,
+                    guidance_scale=self.guidance_scale,
                 )
         for row, (image, leaf) in enumerate(zip(made.images, made.leaf, strict=True)):
             number = self.offset + row

@@ -169,6 +169,8 @@ class UNetConfig(Section):
     attention: tuple[Count, ...] = ()
     """Down-sampling factors at which blocks attend, besides the middle.
     The published 16 is beyond the last level: none."""
+    attention_sides: tuple[Count, ...] = ()
+    """Sides of maps, in pixels, at which blocks attend as well, as the papers' text can be read."""
     dropout: Fraction = 0.1
     """Inside residual blocks."""
 
@@ -178,18 +180,41 @@ class DiffusionConfig(Section):
 
     unet: UNetConfig = UNetConfig()
     """The network."""
+    signal: Literal["path", "leaf_id", "leaf_embedding", "leaf_id_embedding", "none"] = "path"
+    """What of the tree is added to the time embedding: latents and ids of all nodes on the path,
+    or the leaf's id, its latent, or both."""
+    reconstruction: Literal["none", "concat", "shift"] = "none"
+    """TreeVAE's image of the leaf: unused, further input channels (the published form1), or the
+    mean that noise is added to (form2)."""
+    path_dropout: Fraction = 0.0
+    """Share of the images trained without any signal, for classifier-free guidance."""
+    level_dropout: Fraction = 0.0
+    """Share of the images whose path is cut at a random depth, for guidance by depth."""
+    schedule: Literal["linear", "edm"] = "linear"
+    """Noise levels: betas on a line, as published, or those of EDM (Karras et al. 2022)."""
+    prediction: Literal["eps", "v"] = "eps"
+    """The network's output: the noise, or v, which with `edm` is EDM's preconditioning."""
     timesteps: Count = 1000
     """T, length of the noise schedule."""
     beta_start: Positive = 1e-4
-    """Variance added by the first step."""
+    """Variance added by the first step; linear schedules alone."""
     beta_end: Positive = 0.02
     """Variance added by the last step; in between, a line."""
+    sigma_data: Positive = 0.5
+    """Standard deviation of the pixels that EDM's levels assume."""
     pixel_range: Literal["0..1", "-1..1"] = "-1..1"
     """Pixels as the network sees them; the published code trains on 0..1."""
+    augmentation: Literal["none", "edm"] = "none"
+    """EDM's flips, moves and turns, which the network is told of, so that it does not draw them."""
+    shuffle: bool = True
+    """A new order in every epoch; the published code sees the same batches again and again, and
+    never the images of the last, smaller one."""
     steps: Count = 200_000
     """Optimiser steps."""
     batch_size: Count = 256
     """Images in a step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic in training; weights are float32 always."""
     learning_rate: Positive = 2e-4
     """Adam."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
@@ -200,19 +225,40 @@ class DiffusionConfig(Section):
     """Largest norm of a step's gradient."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
     """Decay of the averaged weights, which are the ones that generate."""
+    ema_also: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = ()
+    """Further decays to keep averages of, one of which can be chosen after training."""
     loss: Literal["l2", "l1"] = "l2"
-    """Of the predicted noise."""
+    """Of the predicted noise, or v."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.schedule == "edm" and self.prediction != "v":
+            raise ValueError("prediction v with schedule edm, whose preconditioning it is")
+        if self.level_dropout and self.signal != "path":
+            raise ValueError("level_dropout 0 for a signal that has no levels")
+        if self.path_dropout and self.signal == "none":
+            raise ValueError("path_dropout 0 without a signal")
+        if self.augmentation != "none" and self.reconstruction != "none":
+            raise ValueError("augmentation none with a reconstruction, which stays where it is")
+        return self
 
 
 class SamplingConfig(Section):
     """How images are drawn, unless a call says otherwise."""
 
+    solver: Literal[
+        "ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"
+    ] = "ddim"
+    """The sampler; of DDPM with the larger variance, beta, or the posterior's."""
     num_inference_steps: Count = 50
     """Denoising steps asked for; the spacing may merge some."""
-    spacing: Literal["uniform", "quadratic"] = "quadratic"
+    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] = "quadratic"
     """Where the steps lie; quadratic as published, from t = 0.8 T down."""
     eta: Fraction = 0.0
     """0: DDIM, deterministic given the start. 1: as much noise as DDPM."""
+    guidance_scale: float | tuple[float, ...] = 1.0
+    """How much further than its condition an image goes: 1 is no guidance. One number for each
+    depth weighs what the path adds there."""
 
 
 class Config(Section):
@@ -248,8 +294,15 @@ def load_preset(name: str) -> Config:
     """
     if name not in preset_names():
         raise ConfigError("preset", got=repr(name), expected=f"one of {', '.join(preset_names())}")
+    return parse_config(_preset_settings(name), source=f"preset {name}")
+
+
+def _preset_settings(name: str) -> dict[str, Any]:
+    """Plain values of a shipped preset, which may lie on top of another that it names."""
     text = (resources.files(__package__) / "presets" / f"{name}.yaml").read_text("utf-8")
-    return parse_config({"preset": name} | yaml.safe_load(text), source=f"preset {name}")
+    settings: dict[str, Any] = yaml.safe_load(text)
+    below = _preset_settings(settings["preset"]) if "preset" in settings else {}
+    return merge_settings(below, settings) | {"preset": name}
 
 
 def load_config(path: Path) -> Config:

@@ -127,6 +127,7 @@ MISTAKES = {
     "missing option": (["generate"], "--bundle"),
     "no such bundle": (["generate", "--bundle", "absent"], "absent"),
     "no such stage": (["train", "--stage", "leaves"], "leaves"),
+    "no trees": (["train", "--seeds", "0"], "tree.restarts"),
     "no time": (["train", "--max-minutes", "0"], "more than 0"),
     "no such run": (["export", "--checkpoint", "absent", "--out", "b"], "absent"),
 }

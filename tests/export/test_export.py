@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from support.models import IRREGULAR, tiny_bundle, tiny_model
-from treediffusion.bundle import ROLES, Bundle
+from support.tables import table_of
+from treediffusion.bundle import FORMAT, ROLES, Bundle
 from treediffusion.diffusion.sampler import sample
 from treediffusion.errors import CheckpointError, DependencyError, ParityError
 from treediffusion.export import export_bundle, parity, write_bundle
@@ -31,11 +32,11 @@ def feeds(role: str, batch: int) -> dict[str, np.ndarray]:
     """Inputs other than those of the export's own proof."""
     generator = np.random.default_rng(batch)
     paths = IRREGULAR.paths.astype(np.int64)
-    table = tiny_model().schedule.ddim_table([150, 80, 20, 0], eta=1.0)
+    table = table_of(tiny_model().schedule, [150, 80, 20, 0], eta=1.0)
     special = {
         "nodes": paths[generator.integers(0, len(paths), batch)],
         "timesteps": table.timestep,
-        "coef": table.coef.astype(np.float32),
+        "coef": table.network.astype(np.float32),
         "step": generator.integers(0, 4, batch),
     }
     made = {}
@@ -85,9 +86,8 @@ def test_generation_equals_torch_with_the_same_noise(eta: float) -> None:
         normal(seed, images, shape, stream=Stream.NODE, step=row)
         for row in range(1, IRREGULAR.num_nodes)
     ]
-    table = model.schedule.ddim_table(
-        model.schedule.inference_steps(12, spacing="quadratic"), eta=eta
-    )
+    steps = model.schedule.inference_steps(12, spacing="quadratic")
+    table = table_of(model.schedule, steps, eta=eta)
     pixels = (channels, side, side)
     with torch.no_grad():
         z = model.tree.generate(torch.from_numpy(np.stack(latents, axis=1))).z.flatten(2)
@@ -146,7 +146,7 @@ def test_no_file_names_this_machine() -> None:
 
 def test_manifest_describes_the_model() -> None:
     manifest = json.loads((tiny_bundle() / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == FORMAT
     assert manifest["image"] == {"channels": 1, "size": 8, "pixel_range": "-1..1"}
     assert {graph["opset"] for graph in manifest["graphs"].values()} == {18}
     assert "manifest.json" not in manifest["files"]

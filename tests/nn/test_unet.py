@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from treediffusion.config import UNetConfig
 from treediffusion.errors import ConfigError, ShapeError
+from treediffusion.nn.path_encoder import PathEncoder
 from treediffusion.nn.unet import Attention, ResBlock, TimeEmbedding, UNet
 
 TINY = UNetConfig(channels=32, multipliers=(1, 2), attention=(2,), heads=4)
@@ -121,6 +122,66 @@ def test_attention_list_names_down_sampling_factors(levels: int, attention: int)
     with torch.device("meta"):
         net = UNet(1, 32, config)
     assert sum(isinstance(module, Attention) for module in net.modules()) == attention + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "attention"),
+    [(32, (16,), 5), (28, (16,), 5), (28, (14,), 0), (32, (32, 4), 10), (28, (4, 8), 10)],
+)
+def test_attention_sides_name_maps_by_their_padded_side(
+    size: int, sides: tuple[int, ...], attention: int
+) -> None:
+    """Two blocks down and three up for a level; 28 is 32 inside. The middle always attends."""
+    config = UNetConfig(channels=32, multipliers=(1, 1, 1, 1), attention_sides=sides)
+    with torch.device("meta"):
+        net = UNet(1, size, config)
+    assert sum(isinstance(module, Attention) for module in net.modules()) == attention + 1
+
+
+def test_a_level_named_twice_attends_once() -> None:
+    config = UNetConfig(channels=32, multipliers=(1, 1), attention=(2,), attention_sides=(4,))
+    with torch.device("meta"):
+        net = UNet(1, 8, config)
+    assert sum(isinstance(module, Attention) for module in net.modules()) == 5 + 1
+
+
+MNIST = UNetConfig(channels=64)
+CIFAR = UNetConfig(channels=128, attention=(16, 8))
+LARGE = CIFAR.model_copy(update={"multipliers": (1, 2, 2, 2, 4)})
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "size", "latents", "published"),
+    [
+        (MNIST, 1, 28, 64, (9_408_449, 9_409_025, 8_618_241, 8_618_817)),
+        (CIFAR, 3, 32, 1024, (39_358_339, 39_361_795, 35_746_307, 35_749_763)),
+        (LARGE, 3, 64, 1024, (89_147_011, 89_150_467, 83_959_043, 83_962_499)),
+    ],
+)
+def test_parameters_are_as_many_as_published(
+    config: UNetConfig, channels: int, size: int, latents: int, published: tuple[int, ...]
+) -> None:
+    """Path only; with a reconstruction as input; without any condition; reconstruction only."""
+    with torch.device("meta"):
+        time = _count(TimeEmbedding(config.channels))
+        path = _count(PathEncoder(latents, 4 * config.channels))
+        counts = [
+            _count(UNet(seen, size, config, out_channels=channels, scale_shift=told))
+            + time
+            + path * told
+            for told in (True, False)
+            for seen in (channels, 2 * channels)
+        ]
+    assert tuple(counts) == published
+
+
+def _count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_more_channels_in_than_out() -> None:
+    net = UNet(2, 8, TINY, out_channels=1)
+    assert net(*inputs(net)).shape == (3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])

@@ -24,18 +24,21 @@ INNER = ROOT / "python" / "treediffusion"
 ROOMS: dict[str, set[str]] = {
     "data": set(),
     "kernels": set(),
+    "solvers": set(),
+    "bundle": {"solvers"},
     "nn": {"kernels"},
-    "diffusion": {"kernels", "nn"},
-    "train": {"data", "diffusion", "kernels", "nn"},
+    "diffusion": {"bundle", "kernels", "nn", "solvers"},
+    "train": {"data", "diffusion", "kernels", "nn", "solvers"},
     "estimator": {"data", "nn", "train"},
     "baselines": {"data", "diffusion", "kernels", "nn", "train"},
-    "evaluate": {"baselines", "data", "diffusion", "kernels", "nn", "runtime", "train"},
-    "export": {"data", "diffusion", "kernels", "nn", "runtime", "train"},
-    "runtime": set(),
-    "serve": {"runtime"},
+    "evaluate": {"baselines", "bundle", "data", "diffusion", "kernels", "nn", "runtime", "train"},
+    "export": {"bundle", "data", "diffusion", "kernels", "nn", "runtime", "solvers", "train"},
+    "runtime": {"bundle", "solvers"},
+    "serve": {"bundle", "runtime"},
 }
 LIGHT_FOR_RUNTIME = {
-    "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "topology",
+    "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "signals",
+    "solvers", "spacing", "topology",
 }  # fmt: skip
 TOP = {"cli", "demo", "__main__"}  # sees everything
 
@@ -52,6 +55,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "evaluate": TORCH | {"matplotlib", "scipy", "sklearn"},
     "export": TORCH | {"onnx", "onnxscript"},
     "runtime": {"numpy"},
+    "solvers": {"numpy"},
+    "bundle": {"numpy"},
     "serve": {"fastapi", "numpy", "PIL", "pydantic", "starlette", "uvicorn"},
 }
 BLOCKED = ["torch", "torchvision", "triton", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import IRREGULAR, tiny_bundle
+from support.tables import table_of
 from treediffusion.bundle import Bundle
 from treediffusion.errors import (
     BackendUnavailableError,
@@ -29,6 +30,7 @@ from treediffusion.progress import Progress
 from treediffusion.runtime import Engine
 from treediffusion.runtime.backends import OnnxRuntimeBackend
 from treediffusion.runtime.pixels import to_uint8, to_unit
+from treediffusion.runtime.plan import Plan
 from treediffusion.runtime.routing import choose
 from treediffusion.runtime.sampling import Sampler
 
@@ -67,13 +69,14 @@ def test_floats_are_the_same_bits_alone_and_in_a_batch(threads: int) -> None:
     """Before rounding to bytes, and whatever the number of threads."""
     bundle = Bundle.open(tiny_bundle())
     one, many = (Sampler(bundle, OnnxRuntimeBackend(bundle, threads=n)) for n in (1, threads))
-    table = bundle.schedule.ddim_table([180, 90, 30, 0], eta=0.5)
+    table = table_of(bundle.schedule, [180, 90, 30, 0], eta=0.5)
+    plan = Plan(table, (IRREGULAR.max_depth + 1,), (1.0,))
     leaf = np.arange(7, dtype=np.int64) % IRREGULAR.num_leaves
 
     def floats(sampler: Sampler, images: list[int]) -> np.ndarray:
         noise = sampler.latent_noise(3, images)
-        cond = sampler.condition(sampler.call("path", {"noise": noise})["z"], leaf[images])
-        return sampler.denoise(cond, table, seed=3, images=images)
+        z = sampler.call("path", {"noise": noise})["z"]
+        return sampler.draw(z, leaf[images], plan, seed=3, images=images)
 
     batch = floats(many, list(range(7)))
     assert batch.dtype == np.float32

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from treediffusion.config import TreeConfig
+from treediffusion.errors import TrainingError
 from treediffusion.train.optimizer import make_adam
 from treediffusion.train.step import WARMUP, GraphedStep, Step, make_step
 from treediffusion.train.tree_stage import TreeStage
@@ -67,6 +69,26 @@ def test_a_compiled_step_equals_the_plain_one() -> None:
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(compiled.trained.weight, plain.trained.weight)
+
+
+def test_a_compiler_that_fails_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step is not compiled; before the second somebody can be told to wait."""
+
+    def compile_nothing(loss: Any, **_: Any) -> Any:
+        def broken(*_: Any) -> Tensor:
+            raise BackendCompilerFailed(loss, OSError("no C++ compiler"), None)
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    line = Line()
+    step = Step(line, make_adam(line.trained.parameters(), 1.0), compiled=True)
+    step.set(kl_weight=0.0, learning_rate=0.1)
+    assert not step.compiles_next
+    step(torch.arange(8))
+    assert step.compiles_next
+    with pytest.raises(TrainingError, match=r"no C\+\+ compiler.*tree\.compile to false"):
+        step(torch.arange(8))
 
 
 def test_every_phase_is_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from treediffusion.bundle import ROLES, Bundle, graph_tensors
+from treediffusion.bundle import FORMAT, ROLES, Bundle, Told, graph_tensors
 from treediffusion.errors import (
     BundleError,
     BundleFormatError,
@@ -31,13 +32,13 @@ def path(tmp_path: Path) -> Path:
     """A bundle whose graphs are not ONNX, which the reading side does not look at."""
     folder = tmp_path / "bundle"
     (folder / "graphs").mkdir(parents=True)
-    tensors = graph_tensors(TREE, (1, 8, 8), (4, 2, 2), condition_width=16)
+    tensors = graph_tensors(TREE, (1, 8, 8), (4, 2, 2), condition_width=16, told=Told())
     for role in ROLES:
         (folder / "graphs" / f"{role}.onnx").write_bytes(role.encode())
     (folder / "tree.json").write_text(TREE.to_json())
     (folder / "parity.json").write_text("{}")
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "producer": {"name": "treediffusion", "version": "0.1.0"},
         "image": {"channels": 1, "size": 8, "pixel_range": "-1..1"},
         "latent": {"shape": [4, 2, 2]},
@@ -52,7 +53,14 @@ def path(tmp_path: Path) -> Path:
             for role, (inputs, outputs) in tensors.items()
         },
         "schedule": DiffusionSchedule().to_dict(),
-        "sampling": {"num_inference_steps": 50, "spacing": "quadratic", "eta": 0.0},
+        "denoiser": asdict(Told()),
+        "sampling": {
+            "num_inference_steps": 50,
+            "solver": "ddim",
+            "spacing": "quadratic",
+            "eta": 0.0,
+            "guidance_scale": 1.0,
+        },
         "node_share": [1.0, 0.5, 0.5, 0.5],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -119,16 +127,18 @@ def test_what_is_not_a_bundle(path: Path, tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"format": 1, "imag', "[]", "\xff", "", "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"format": FORMAT, "imag', "[]", "\xff", "", "[" * 100_000])
 def test_a_manifest_that_is_not_one(path: Path, text: str) -> None:
     (path / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleFormatError, match=r"manifest\.json"):
         Bundle.open(path)
 
 
-def test_a_newer_format_is_told_before_anything_else(path: Path) -> None:
-    (path / "manifest.json").write_text('{"format": 2, "producer": {"name": "x", "version": "9"}}')
-    with pytest.raises(BundleVersionError, match=r"format 2, by x 9.*upgrade"):
+@pytest.mark.parametrize(("version", "hint"), [(FORMAT + 1, "upgrade"), (FORMAT - 1, "export")])
+def test_another_format_is_told_before_anything_else(path: Path, version: int, hint: str) -> None:
+    manifest = {"format": version, "producer": {"name": "x", "version": "9"}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleVersionError, match=rf"format {version}, by x 9.*{hint}"):
         Bundle.open(path)
 
 

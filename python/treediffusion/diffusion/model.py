@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Config, DiffusionConfig
+from ..bundle import CLIP_RANGE, Told
+from ..config import Config, DiffusionConfig, SamplingConfig
 from ..nn.tree_vae import TreeVAE
 from ..schedule import DiffusionSchedule
+from ..solvers import SolverTable, solver_table
 from .denoiser import Denoiser
 
 
@@ -36,13 +39,51 @@ class TreeDiffusion:
         """The noise schedule the denoiser was trained on."""
         return make_schedule(self.config.diffusion)
 
+    @property
+    def told(self) -> Told:
+        """What the denoiser is told of the tree."""
+        config = self.config.diffusion
+        left_out: Literal["levels", "whole", "none"] = "whole" if config.path_dropout else "none"
+        return Told(
+            signal=config.signal,
+            reconstruction=config.reconstruction,
+            prediction=config.prediction,
+            guidance="levels" if config.level_dropout else left_out,
+        )
+
 
 def make_schedule(config: DiffusionConfig) -> DiffusionSchedule:
     """The configured noise schedule."""
-    return DiffusionSchedule(config.timesteps, config.beta_start, config.beta_end)
+    return DiffusionSchedule(
+        config.timesteps,
+        config.beta_start,
+        config.beta_end,
+        kind=config.schedule,
+        sigma_data=config.sigma_data,
+    )
 
 
 def make_denoiser(tree: TreeVAE, config: DiffusionConfig) -> Denoiser:
     """An untrained denoiser that fits a tree's images and latents."""
     channels, size, _ = tree.image_shape
-    return Denoiser(channels, size, int(np.prod(tree.latent_shape)), config.unet)
+    return Denoiser(channels, size, int(np.prod(tree.latent_shape)), config)
+
+
+def make_table(config: DiffusionConfig, sampling: SamplingConfig) -> SolverTable:
+    """The configured solver's coefficients for a denoiser.
+
+    Raises:
+        ConfigError: no such number of steps, or an eta that the solver does not have.
+    """
+    schedule = make_schedule(config)
+    steps = schedule.inference_steps(sampling.num_inference_steps, spacing=sampling.spacing)
+    return solver_table(
+        sampling.solver,
+        steps,
+        schedule.alpha[steps],
+        schedule.sigma[steps],
+        prediction=config.prediction,
+        sigma_data=schedule.data_std,
+        eta=sampling.eta,
+        clip_range=CLIP_RANGE,
+    )

@@ -9,7 +9,6 @@ Three exact splits of its work, so that nobody pays for what is not used:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -122,7 +121,9 @@ class TreeVAE(nn.Module):
             kernel=kernel_size(config),
             bias=config.is_mlp,
         )
-        self.nodes = self._stack(topology)
+        self.nodes = NodeStack(
+            topology, config, image_channels=image_channels, image_size=image_size
+        )
         self.projections = Projections(config) if config.contrastive.weight else None
 
     @property
@@ -185,8 +186,8 @@ class TreeVAE(nn.Module):
         return torch.sigmoid(images) if self.config.likelihood == "bernoulli" else images
 
     def new_leaves(self, leaf: str) -> NodeStack:
-        """Fresh networks for two leaves under a leaf of this tree."""
-        return self._stack(TreeTopology.initial(), root_depths=[len(leaf) - 1])
+        """Fresh networks for two leaves under a leaf of this tree, where its own are."""
+        return self.nodes.like(TreeTopology.initial(), root_depths=[len(leaf) - 1])
 
     def grow(self, leaf: str, children: NodeStack) -> TreeVAE:
         """This tree with trained `children` attached under a leaf, whose decoder is dropped."""
@@ -214,15 +215,3 @@ class TreeVAE(nn.Module):
             tree.projections.load_state_dict(self.projections.state_dict())
         tree.nodes.copy_from(self.nodes)
         return tree
-
-    def _stack(
-        self, topology: TreeTopology, *, root_depths: Sequence[int] | None = None
-    ) -> NodeStack:
-        channels, size, _ = self.image_shape
-        return NodeStack(
-            topology,
-            self.config,
-            image_channels=channels,
-            image_size=size,
-            root_depths=root_depths,
-        )

@@ -32,11 +32,17 @@ class UNet(nn.Module):
 
     Attributes:
         embed_dim: E, width of the embedding.
-        image_shape: (C, H, W) of an image.
+        image_shape: (C, H, W) of an input.
     """
 
     def __init__(
-        self, image_channels: int, image_size: int, config: UNetConfig, *, scale_shift: bool = True
+        self,
+        image_channels: int,
+        image_size: int,
+        config: UNetConfig,
+        *,
+        out_channels: int | None = None,
+        scale_shift: bool = True,
     ) -> None:
         """Builds the network.
 
@@ -44,6 +50,7 @@ class UNet(nn.Module):
             image_channels: C.
             image_size: H and W; what the levels do not divide is zero-padded inside.
             config: widths, attention, dropout.
+            out_channels: of the output; C unless given.
             scale_shift: blocks scale and shift after the second norm; else they add before it.
 
         Raises:
@@ -52,17 +59,22 @@ class UNet(nn.Module):
         super().__init__()
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         last = len(widths) - 1
+        outputs = image_channels if out_channels is None else out_channels
         self.embed_dim = 4 * config.channels
         self.image_shape = (image_channels, image_size, image_size)
         self.margin = _margin(image_size, 2**last)
+        side = image_size + sum(self.margin)
+        attends = [
+            2**level in config.attention or side // 2**level in config.attention_sides
+            for level in range(last + 1)
+        ]
 
         self.stem = _conv3(image_channels, widths[0])
         self.down = nn.ModuleList()
         skips = [widths[0]]
         for level, width in enumerate(widths):
-            attend = 2**level in config.attention
             stages = [
-                Stage(skips[-1] if block == 0 else width, width, config, attend, scale_shift)
+                Stage(width if block else skips[-1], width, config, attends[level], scale_shift)
                 for block in range(config.blocks)
             ]
             self.down.append(DownLevel(stages, shrink=level < last))
@@ -74,14 +86,14 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         below = widths[-1]
         for level, width in reversed(list(enumerate(widths))):
-            attend = 2**level in config.attention
             stages = []
             for _ in range(config.blocks + 1):
-                stages.append(Stage(below + skips.pop(), width, config, attend, scale_shift))
+                inputs = below + skips.pop()
+                stages.append(Stage(inputs, width, config, attends[level], scale_shift))
                 below = width
             self.up.append(UpLevel(stages, grow=level > 0))
         self.norm = nn.GroupNorm(GROUPS, widths[0])
-        self.head = _zeroed(_conv3(widths[0], image_channels))
+        self.head = _zeroed(_conv3(widths[0], outputs))
 
         blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
         self.slices = [block.projected for block in blocks]
@@ -96,7 +108,7 @@ class UNet(nn.Module):
             emb: [B, E] float, time + condition, before any activation.
 
         Returns:
-            [B, C, H, W] float.
+            [B, C_out, H, W] float.
         """
         return self.body(x, self.project(F.silu(emb)))
 
@@ -108,7 +120,7 @@ class UNet(nn.Module):
             projection: [B, P_tot] float, what `project` gives for silu(time + cond).
 
         Returns:
-            [B, C, H, W] float.
+            [B, C_out, H, W] float.
 
         Raises:
             ShapeError: images that are not of the network's size.
@@ -159,15 +171,23 @@ class UpLevel(nn.Module):
         super().__init__()
         width = stages[-1].width
         self.stages = nn.ModuleList(stages)
-        self.grow = _conv3(width, width) if grow else None
+        self.grow = Enlarge(width, width, 3, padding=1) if grow else None
 
     def forward(self, h: Tensor, skips: list[Tensor], pieces: Iterator[Tensor]) -> Tensor:
         """Doubles the side; every stage takes the latest map off `skips`."""
         for stage in self.stages:
             h = stage(torch.cat([h, skips.pop()], dim=1), next(pieces))
         if self.grow is not None:
-            h = self.grow(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = self.grow(h)
         return h
+
+
+class Enlarge(nn.Conv2d):
+    """A 3x3 convolution of the map enlarged twice, pixels repeated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C_out, 2 H, 2 W]."""
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stage(nn.Module):

@@ -6,23 +6,22 @@ and ONNX Runtime; see `backends` for what that costs. Arrays in, arrays out; no 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import ConfigError, ShapeError, TopologyError
-from ..noise import WORD_RANGE
-from ..schedule import DDIMTable, Spacing
 from ..topology import TreeTopology
 from .backends import open_backend
+from .batches import collect, cut, integer
 from .pixels import to_uint8, to_unit
+from .plan import Plan, SamplingOptions, make_plan
 from .routing import leaf_probabilities, route, turn_probabilities
 from .sampling import Sampler
 
@@ -139,11 +138,9 @@ class Engine:
         node: str = "r",
         seed: int = 0,
         offset: int = 0,
-        num_inference_steps: int | None = None,
-        spacing: Spacing | None = None,
-        eta: float | None = None,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Draws images.
 
@@ -152,28 +149,25 @@ class Engine:
             node: only leaves below it, with latents that lead there; 'r' is the whole tree.
             seed: of everything random.
             offset: index of the first image, so that a long run can be cut into calls.
-            num_inference_steps: denoising steps; the bundle's own number if None.
-            spacing: where they lie; the bundle's own if None.
-            eta: 0 is DDIM, 1 as much noise as DDPM; the bundle's own if None.
             batch_size: images held at once; it changes memory, never an image.
             progress: advanced by 1 per image.
+            **sampling: see `SamplingOptions`.
 
         Raises:
             ConfigError: a number out of its range.
             TopologyError: no node has this name.
         """
         self._row(node)
-        table = self._table(num_inference_steps, spacing, eta)
+        plan = self._plan(sampling)
 
         def one(images: range) -> tuple[Any, ...]:
             z, p_left = self._prior(seed, images, node)
             leaf = route(self.topology, p_left, seed=seed, images=images, node=node)
-            cond = self._sampler.condition(z, leaf)
-            x = self._sampler.denoise(cond, table, seed=seed, images=images)
+            x = self._sampler.draw(z, leaf, plan, seed=seed, images=images)
             return self._bytes(x), leaf, leaf_probabilities(self.topology, p_left)
 
-        batches = _batches(num_images, seed, offset, batch_size)
-        pixels, leaf, leaf_prob = _collect(one, batches, progress)
+        batches = cut(num_images, seed, offset, batch_size)
+        pixels, leaf, leaf_prob = collect(one, batches, progress)
         return Generation(pixels, leaf, leaf_prob, self.topology.leaf_names, int(seed), int(offset))
 
     def sheet(
@@ -182,11 +176,9 @@ class Engine:
         *,
         seed: int = 0,
         offset: int = 0,
-        num_inference_steps: int | None = None,
-        spacing: Spacing | None = None,
-        eta: float | None = None,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Sheet:
         """Draws every leaf's image of the same root and the same noise.
 
@@ -194,20 +186,15 @@ class Engine:
         image's leaf it is that image. In the other leaves it is what would have been, had every
         router turned another way, however improbable. The arguments are those of `generate`.
         """
-        table = self._table(num_inference_steps, spacing, eta)
-        leaves = self.topology.num_leaves
+        plan = self._plan(sampling)
 
         def one(images: range) -> tuple[Any, ...]:
             z, p_left = self._sampler.prior(seed, images)
-            row = np.repeat(np.arange(len(images)), leaves)
-            leaf = np.tile(np.arange(leaves, dtype=np.int64), len(images))
-            cond = self._sampler.condition(z[row], leaf)
-            x = self._sampler.denoise(cond, table, seed=seed, images=[images[i] for i in row])
-            pixels = self._bytes(x).reshape(len(images), leaves, *self.image_shape)
+            pixels = self._all_leaves(z, plan, seed=seed, images=images)
             return pixels, leaf_probabilities(self.topology, p_left)
 
-        batches = _batches(num_images, seed, offset, batch_size)
-        return Sheet(*_collect(one, batches, progress))
+        batches = cut(num_images, seed, offset, batch_size)
+        return Sheet(*collect(one, batches, progress))
 
     def decode_prior(
         self, num_images: int = 1, *, seed: int = 0, offset: int = 0, batch_size: int = BATCH_SIZE
@@ -219,7 +206,7 @@ class Engine:
             decoded = self._sampler.call("decode", {"z": z})["images"]
             return to_uint8(decoded, UNIT), leaf_probabilities(self.topology, p_left)
 
-        return Sheet(*_collect(one, _batches(num_images, seed, offset, batch_size), None))
+        return Sheet(*collect(one, cut(num_images, seed, offset, batch_size), None))
 
     def assign(self, images: Bytes, *, batch_size: int = BATCH_SIZE) -> Floats:
         """The probability of each leaf given an image.
@@ -240,7 +227,7 @@ class Engine:
             unit = to_unit(images[rows.start : rows.stop])
             return (self._sampler.call("assign", {"images": unit})["leaf_prob"],)
 
-        (leaf_prob,) = _collect(one, _batches(len(images), 0, 0, batch_size), None)
+        (leaf_prob,) = collect(one, cut(len(images), 0, 0, batch_size), None)
         return np.asarray(leaf_prob)
 
     def reconstruct(
@@ -249,11 +236,9 @@ class Engine:
         *,
         leaf: LeafChoice = "sampled",
         seed: int = 0,
-        num_inference_steps: int | None = None,
-        spacing: Spacing | None = None,
-        eta: float | None = None,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Draws images from the latents of given ones.
 
@@ -261,11 +246,9 @@ class Engine:
             images: [n, C, H, W] uint8; the position of an image is its index.
             leaf: draw each image's leaf, or take its most probable one.
             seed: of everything random.
-            num_inference_steps: as for `generate`.
-            spacing: as for `generate`.
-            eta: as for `generate`.
             batch_size: as for `generate`.
             progress: advanced by 1 per image.
+            **sampling: see `SamplingOptions`.
 
         Raises:
             ShapeError: another type or shape.
@@ -274,26 +257,114 @@ class Engine:
         self._check_images(images)
         if leaf not in get_args(LeafChoice):
             raise ConfigError("leaf", got=repr(leaf), expected="'sampled' or 'most_probable'")
-        table = self._table(num_inference_steps, spacing, eta)
+        plan = self._plan(sampling)
         tree = self.topology
 
         def one(rows: range) -> tuple[Any, ...]:
-            noise = self._sampler.latent_noise(seed, rows)
-            feeds = {"images": to_unit(images[rows.start : rows.stop]), "noise": noise}
-            found = self._sampler.call("posterior", feeds)
-            leaf_prob = found["leaf_prob"]
+            z, leaf_prob = self._posterior(images, seed, rows)
             if leaf == "sampled":
                 p_left = turn_probabilities(tree, leaf_prob)
                 chosen = route(tree, p_left, seed=seed, images=rows)
             else:
                 chosen = leaf_prob.argmax(axis=1)
-            cond = self._sampler.condition(found["z"], chosen)
-            x = self._sampler.denoise(cond, table, seed=seed, images=rows)
+            x = self._sampler.draw(z, chosen, plan, seed=seed, images=rows)
             return self._bytes(x), chosen, leaf_prob
 
-        batches = _batches(len(images), seed, 0, batch_size)
-        pixels, chosen, leaf_prob = _collect(one, batches, progress)
+        batches = cut(len(images), seed, 0, batch_size)
+        pixels, chosen, leaf_prob = collect(one, batches, progress)
         return Generation(pixels, chosen, leaf_prob, tree.leaf_names, int(seed), 0)
+
+    def reconstruct_sheet(
+        self,
+        images: Bytes,
+        *,
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Sheet:
+        """Draws every leaf's image from the latents of given ones.
+
+        For an image's own leaf it is what `reconstruct` draws; in the others, what the image would
+        be there. Arguments and errors are those of `reconstruct`.
+        """
+        self._check_images(images)
+        plan = self._plan(sampling)
+
+        def one(rows: range) -> tuple[Any, ...]:
+            z, leaf_prob = self._posterior(images, seed, rows)
+            return self._all_leaves(z, plan, seed=seed, images=rows), leaf_prob
+
+        batches = cut(len(images), seed, 0, batch_size)
+        return Sheet(*collect(one, batches, progress))
+
+    def interpolate(
+        self,
+        start: str,
+        end: str,
+        *,
+        frames: int = 8,
+        num_images: int = 1,
+        seed: int = 0,
+        offset: int = 0,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Bytes:
+        """Draws images on the way from one leaf to another.
+
+        Latents and noise stay; the condition moves in a line. What both paths share, down to the
+        leaves' lowest common ancestor, is in every frame; what lies below it on one side fades
+        out while the other side fades in. The first and the last frame are the sheet's images.
+
+        Args:
+            start: name of the first frame's leaf.
+            end: name of the last frame's.
+            frames: F, at least 2.
+            num_images: n, each with latents and noise of its own.
+            seed: as for `generate`.
+            offset: as for `generate`.
+            batch_size: as for `generate`.
+            progress: advanced by 1 per image.
+            **sampling: see `SamplingOptions`.
+
+        Returns:
+            [n, F, C, H, W] uint8.
+
+        Raises:
+            TopologyError: no leaf has such a name.
+            ConfigError: a number out of its range.
+        """
+        ends = [self._leaf(start), self._leaf(end)]
+        share = np.linspace(0.0, 1.0, integer("frames", frames, 2))
+        plan = self._plan(sampling)
+
+        def one(images: range) -> tuple[Any, ...]:
+            z, _ = self._sampler.prior(seed, images)
+            first, last = (self._sampler.signals(z, np.full(len(z), leaf), plan) for leaf in ends)
+            moved = [first.towards(last, part) for part in share]
+            drawn = [
+                self._bytes(self._sampler.denoise(told, plan, seed=seed, images=images))
+                for told in moved
+            ]
+            return (np.stack(drawn, axis=1),)
+
+        (pixels,) = collect(one, cut(num_images, seed, offset, batch_size), progress)
+        return pixels
+
+    def _posterior(self, images: Bytes, seed: int, rows: range) -> tuple[Floats, Floats]:
+        noise = self._sampler.latent_noise(seed, rows)
+        feeds = {"images": to_unit(images[rows.start : rows.stop]), "noise": noise}
+        found = self._sampler.call("posterior", feeds)
+        return found["z"], found["leaf_prob"]
+
+    def _all_leaves(self, z: Floats, plan: Plan, *, seed: int, images: range) -> Bytes:
+        """[B, L, C, H, W]: the same latents and noise in every leaf."""
+        leaves = self.topology.num_leaves
+        row = np.repeat(np.arange(len(z)), leaves)
+        leaf = np.tile(np.arange(leaves, dtype=np.int64), len(z))
+        x = self._sampler.draw(z[row], leaf, plan, seed=seed, images=[images[i] for i in row])
+        return self._bytes(x).reshape(len(z), leaves, *self.image_shape)
 
     def _prior(self, seed: int, images: range, node: str) -> tuple[Floats, Floats]:
         if node == self.topology.names[TreeTopology.ROOT]:
@@ -308,18 +379,16 @@ class Engine:
             raise TopologyError("node", got=repr(node), expected="a name, such as 'r' or 'r01'")
         return self.topology.row(node)
 
-    def _table(
-        self, num_inference_steps: int | None, spacing: Spacing | None, eta: float | None
-    ) -> DDIMTable:
-        own = self._bundle.sampling
-        steps = self._bundle.schedule.inference_steps(
-            own.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            spacing=own.spacing if spacing is None else spacing,
-        )
-        eta = own.eta if eta is None else eta
-        if isinstance(eta, bool) or not isinstance(eta, int | float):
-            raise ConfigError("eta", got=repr(eta), expected="0 (DDIM) to 1 (DDPM)")
-        return self._bundle.schedule.ddim_table(steps, eta=eta)
+    def _leaf(self, name: object) -> int:
+        if name not in self.topology.leaf_names:
+            names = ", ".join(self.topology.leaf_names)
+            raise TopologyError("leaf", got=repr(name), expected=f"one of {names}")
+        return self.topology.leaf_names.index(name)
+
+    def _plan(self, given: SamplingOptions) -> Plan:
+        told = {name: value for name, value in given.items() if value is not None}
+        wanted = replace(self._bundle.sampling, **told)  # type: ignore[arg-type]
+        return make_plan(self._bundle, wanted)
 
     def _check_images(self, images: object) -> None:
         expected = f"uint8 [n, {', '.join(map(str, self.image_shape))}], n at least 1"
@@ -328,36 +397,3 @@ class Engine:
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
             got = f"{images.dtype} {list(images.shape)}"
             raise ShapeError("images", got=got, expected=expected)
-
-
-def _collect(
-    one: Callable[[range], tuple[Any, ...]], batches: Iterator[range], progress: Progress | None
-) -> tuple[NDArray[Any], ...]:
-    """Results of every batch, joined."""
-    parts = []
-    for images in batches:
-        parts.append(one(images))
-        if progress is not None:
-            progress.advance(len(images), "images")
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-
-
-def _batches(total: int, seed: int, offset: int, size: int) -> Iterator[range]:
-    """Checks a call's numbers, then cuts its image indices into batches."""
-    total, size = _integer("num_images", total, 1), _integer("batch_size", size, 1)
-    _integer("seed", seed, 0)
-    first = _integer("offset", offset, 0)
-    if first + total > WORD_RANGE:
-        raise ConfigError("offset", got=offset, expected=f"at most 2^64 - {total}")
-    last = first + total
-    return (range(start, min(start + size, last)) for start in range(first, last, size))
-
-
-def _integer(name: str, value: object, least: int) -> int:
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = least - 1
-    if not least <= number < WORD_RANGE:
-        raise ConfigError(name, got=repr(value), expected=f"an integer from {least}, below 2^64")
-    return number

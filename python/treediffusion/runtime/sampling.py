@@ -8,6 +8,7 @@ and nothing validated; `engine` does both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..noise import Stream, normal, uniform
-from ..schedule import DDIMTable
+from ..signals import leaf_slots
+from ..solvers import apply_row, follow
 from .backends import Backend
+from .plan import Plan
 from .routing import choose, node_probability
 
 CANDIDATES = 32
@@ -98,54 +101,112 @@ class Sampler:
         z, p_left = (np.stack(candidates)[kept, rows] for candidates in zip(*drawn, strict=True))
         return z, p_left
 
-    def condition(self, z: Floats, leaf: NDArray[np.int64]) -> Floats:
-        """The denoiser's condition of images in their leaves.
+    def draw(
+        self,
+        z: Floats,
+        leaf: NDArray[np.int64],
+        plan: Plan,
+        *,
+        seed: int,
+        images: Sequence[int],
+    ) -> Floats:
+        """Images in their leaves, from noise; arguments as of `signals` and `denoise`."""
+        return self.denoise(self.signals(z, leaf, plan), plan, seed=seed, images=images)
+
+    def signals(self, z: Floats, leaf: NDArray[np.int64], plan: Plan) -> Signals:
+        """What the denoiser is told of images in their leaves.
 
         Args:
             z: [B, N, Z, R, R] samples of all nodes.
             leaf: [B] ids.
-
-        Returns:
-            [B, E] float32.
+            plan: says at which slots paths are cut.
         """
-        nodes = self.bundle.topology.paths[leaf].astype(np.int64)
-        z_path = z.reshape(*z.shape[:2], -1)[np.arange(len(z))[:, None], nodes]
-        z_path[nodes < 0] = 0.0
-        cond: Floats = self.call("condition", {"z_path": z_path, "nodes": nodes})["cond"]
-        return cond
+        told = self.bundle.told
+        rows, ids = (part[leaf] for part in leaf_slots(self.bundle.topology, told.signal))
+        each = np.arange(len(z))
+        z_path = z.reshape(*z.shape[:2], -1)[each[:, None], rows]
+        conds = []
+        for kept in plan.slots:
+            nodes = np.where(np.arange(ids.shape[1]) < kept, ids, -1)
+            seen = np.where(nodes[:, :, None] < 0, np.float32(0.0), z_path)
+            conds.append(self.call("condition", {"z_path": seen, "nodes": nodes})["cond"])
+        decoded = None
+        if told.reconstruction != "none":
+            low, high = self.bundle.pixel_range
+            decoded = self.call("decode", {"z": z})["images"][each, leaf]
+            decoded = decoded * np.float32(high - low) + np.float32(low)
+        return Signals(np.stack(conds), decoded)
 
-    def denoise(
-        self, cond: Floats, table: DDIMTable, *, seed: int, images: Sequence[int]
-    ) -> Floats:
+    def denoise(self, signals: Signals, plan: Plan, *, seed: int, images: Sequence[int]) -> Floats:
         """The whole loop.
 
         Args:
-            cond: [B, E] float32.
-            table: the steps.
+            signals: of every image.
+            plan: the steps.
             seed: of the start and of the noise of each step.
             images: [B] each image's own index; equal ones get equal noise.
 
         Returns:
             [B, C, H, W] float32, in the network's pixel range, which it may exceed a little.
         """
-        shape = self.bundle.image_shape
-        coef = table.coef.astype(np.float32)
-        x = normal(seed, images, shape, stream=Stream.START)
-        silence = np.zeros_like(x)
-        for step, sigma in enumerate(coef[:, 4]):
-            noise = silence
-            if sigma > 0.0:
-                noise = normal(seed, images, shape, stream=Stream.STEP, step=step)
+        shape, table = self.bundle.image_shape, plan.table
+        silence = np.zeros((len(images), *shape), np.float32)
+
+        coef = table.network.astype(np.float32)
+        # Rows that give the network's own output; the row's arithmetic is then outside the graph.
+        bare = np.zeros_like(coef)
+        bare[:, 3] = 1.0
+
+        def answer(x: Floats, cond: Floats, step: int, rows: Floats, added: Floats) -> Floats:
+            """The step graph: the network, and a row of coefficients."""
             feeds: dict[str, Array] = {
                 "x": x,
                 "cond": cond,
                 "timesteps": table.timestep,
-                "coef": coef,
+                "coef": rows,
                 "step": np.full(len(x), step, np.int64),
-                "noise": noise,
+                "noise": added,
             }
-            x = self.call("step", feeds)["x_next"]
-        return x
+            if signals.reconstruction is not None:
+                feeds["reconstruction"] = signals.reconstruction
+            return self.call("step", feeds)["x_next"]
+
+        def evaluate(x: Floats, step: int, drawn: Floats | None) -> Floats:
+            if plan.weights == (1.0,) and table.clip:
+                added = silence if drawn is None else drawn
+                return answer(x, signals.conds[0], step, coef, added)
+            found = np.zeros_like(x)
+            for weight, cond in zip(plan.weights, signals.conds, strict=True):
+                found += np.float32(weight) * answer(x, cond, step, bare, silence)
+            return apply_row(table, step, x, found, drawn)
+
+        def noise(step: int) -> Floats:
+            return normal(seed, images, shape, stream=Stream.STEP, step=step)
+
+        start = normal(seed, images, shape, stream=Stream.START)
+        return follow(table, start, evaluate, noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """What the denoiser is told of a batch.
+
+    Attributes:
+        conds: [G, B, E] float32, a condition for each of the network's answers.
+        reconstruction: [B, C, H, W] float32, TreeVAE's images in the network's pixel range; None
+            where they are not seen.
+    """
+
+    conds: Floats
+    reconstruction: Floats | None
+
+    def towards(self, other: Signals, share: float) -> Signals:
+        """The point that is `share` of the way to another."""
+        mine, theirs = np.float32(1.0 - share), np.float32(share)
+        between = None
+        if self.reconstruction is not None and other.reconstruction is not None:
+            between = mine * self.reconstruction + theirs * other.reconstruction
+        return Signals(mine * self.conds + theirs * other.conds, between)
 
 
 def _below(rows: Array, missing: int) -> list[tuple[int, int]]:

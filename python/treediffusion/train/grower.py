@@ -97,7 +97,7 @@ class Grower:
         end = self.phase_end(finished, prob)
         self.state.phase, self.state.epoch = self._next_phase(finished, prob), 0
         if self.state.phase.leaf is not None:
-            self.children = self._new_leaves(self.state.phase.leaf)
+            self.children = self.tree.new_leaves(self.state.phase.leaf)
         if self.done:
             below = [prob[:, self.tree.topology.leaves_below(name)].double().sum(1).mean()
                      for name in self.tree.topology.names]  # fmt: skip
@@ -120,7 +120,7 @@ class Grower:
         self.tree = self._tree(TreeTopology(tuple(state.pop("topology"))))
         self.state = TreeState(**state | {"phase": Phase(**state["phase"])})
         leaf = self.state.phase.leaf
-        self.children = None if leaf is None else self._new_leaves(leaf)
+        self.children = None if leaf is None else self.tree.new_leaves(leaf)
 
     def _next_phase(self, finished: Phase, prob: Tensor) -> Phase:
         if finished.kind == "final":
@@ -162,6 +162,3 @@ class Grower:
         _, channels, size, _ = self.images.shape
         tree = TreeVAE(self.config, topology, image_channels=channels, image_size=size)
         return tree.to(self.images.device)
-
-    def _new_leaves(self, leaf: str) -> NodeStack:
-        return self.tree.new_leaves(leaf).to(self.images.device)

@@ -14,8 +14,9 @@ Both stages stop when the call's minutes are over, and go on with the next call 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Config, parse_config
+from ..config import Config, DiffusionConfig, parse_config
 from ..data import ImageSet, load_images, to_float
+from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
 from ..files import write_json, write_text
@@ -32,7 +34,8 @@ from ..nn.tree_vae import TreeVAE
 from ..topology import TreeTopology
 from . import checkpoint
 from .budget import TrainingProgress
-from .diffusion_stage import DiffusionStage
+from .diffusion_stage import DiffusionStage, averaged_weights
+from .distributed import joined
 from .grower import Grower
 from .plan import diffusion_cost, tree_cost
 from .restarts import train_trees
@@ -48,6 +51,10 @@ Look: TypeAlias = Callable[[ImageSet, PhaseEnd], None]
 """Shown the images and the tree whenever a phase of the tree has ended; of several trees, each
 finished one with its number, then the kept one without."""
 
+Draw: TypeAlias = Callable[[TreeVAE, DiffusionConfig, Sequence[float], int, Denoiser], None]
+"""Shown the tree, the denoiser's settings, the share of images that reach each node, the step and
+the averaged denoiser, now and then while it is trained."""
+
 
 def train(
     config: Config,
@@ -55,6 +62,7 @@ def train(
     *,
     minutes: float | None = None,
     look: Look | None = None,
+    draw: Draw | None = None,
     quiet: bool = False,
 ) -> TreeDiffusion:
     """Trains both stages, continuing whatever the folder already holds.
@@ -64,6 +72,7 @@ def train(
         run: the run's folder, made if absent.
         minutes: time of this call; None for as long as it takes.
         look: shown the tree as it grows; of several, the finished trees alone.
+        draw: shown the denoiser as it learns.
         quiet: no progress bar.
 
     Raises:
@@ -73,30 +82,36 @@ def train(
         CheckpointError: a checkpoint cannot be read or written.
         TrainingError: the training cannot go on.
     """
-    progress = TrainingProgress(minutes=minutes, quiet=quiet)
-    data, images = _open(config, run)
-    if images.shape[-1] == 1:
-        raise ConfigError(
-            "data",
-            got=f"vectors of {images.shape[1]} numbers",
-            expected="images, for the stage that learns to draw them",
-            hint="train the tree alone, with --stage tree",
-        )
-    drawing = diffusion_cost(config.diffusion, images.shape[-1])
-    with progress:
-        progress.extend(tree_cost(config.tree, len(images)) + drawing)
-        first = _train_tree(data, images, config, run, progress, look)
-        # What growing cost is known by now, whatever was planned.
-        progress.extend(progress.done + drawing)
-        torch.manual_seed(config.seed + 1)
-        second = DiffusionStage(
-            images, first.tree, config.diffusion, run / DIFFUSION,
-            seed=config.seed, progress=progress,
-        )  # fmt: skip
-        denoiser = second.run()
+    with joined() as team:
+        lead = team.leads
+        progress = TrainingProgress(minutes=minutes if lead else None, quiet=quiet or not lead)
+        data, images = team.in_turn(lambda: _open(config, run))
+        if images.shape[-1] == 1:
+            raise ConfigError(
+                "data",
+                got=f"vectors of {images.shape[1]} numbers",
+                expected="images, for the stage that learns to draw them",
+                hint="train the tree alone, with --stage tree",
+            )
+        drawing = diffusion_cost(config.diffusion, images.shape[-1])
+        with progress:
+            progress.extend(tree_cost(config.tree, len(images)) + drawing)
+            first = team.in_turn(
+                lambda: _train_tree(data, images, config, run, progress, look if lead else None)
+            )
+            # What growing cost is known by now, whatever was planned.
+            progress.extend(progress.done + drawing)
+            torch.manual_seed(config.seed + 1)
+            share = first.state.node_share
+            shown = partial(draw, first.tree, config.diffusion, share) if draw else None
+            second = DiffusionStage(
+                images, first.tree, config.diffusion, run / DIFFUSION,
+                seed=config.seed, progress=progress, look=shown, team=team,
+            )  # fmt: skip
+            denoiser = second.run()
+        team.dismiss()
     write_json(run / HISTORY, {"tree": first.state.history, "diffusion": second.state.history})
-    share = np.array(first.state.node_share)
-    return TreeDiffusion(config, first.tree, denoiser, share, data.fingerprint)
+    return TreeDiffusion(config, first.tree, denoiser, np.array(share), data.fingerprint)
 
 
 def train_tree(
@@ -108,11 +123,14 @@ def train_tree(
     quiet: bool = False,
 ) -> TreeTopology:
     """Trains the first stage alone; arguments and errors are those of `train`."""
-    progress = TrainingProgress(minutes=minutes, quiet=quiet)
-    data, images = _open(config, run)
-    with progress:
-        progress.extend(tree_cost(config.tree, len(images)))
-        return _train_tree(data, images, config, run, progress, look).tree.topology
+    with joined() as team:
+        # A tree's step is too small to be divided: the leader trains it alone.
+        team.dismiss()
+        progress = TrainingProgress(minutes=minutes, quiet=quiet)
+        data, images = _open(config, run)
+        with progress:
+            progress.extend(tree_cost(config.tree, len(images)))
+            return _train_tree(data, images, config, run, progress, look).tree.topology
 
 
 def check_tree(run: Path) -> None:
@@ -179,14 +197,16 @@ def _train_tree(
     return grown
 
 
-def load_run(run: Path) -> TreeDiffusion:
+def load_run(run: Path, *, ema: float | None = None) -> TreeDiffusion:
     """The model of a finished run, on the CPU.
 
     Args:
         run: its folder, or a checkpoint in it.
+        ema: decay of the averaged weights to take; None for the main one.
 
     Raises:
         CheckpointError: not a run, or not finished.
+        ConfigError: no average was kept with that decay.
     """
     run = run.parent if run.suffix == ".safetensors" else run
     config, fingerprint, shape = _read_claim(run)
@@ -206,7 +226,7 @@ def load_run(run: Path) -> TreeDiffusion:
             hint="continue the run with `treediffusion train`",
         )
     denoiser = make_denoiser(tree, config.diffusion)
-    denoiser.load_state_dict(_under("ema.", second))
+    denoiser.load_state_dict(averaged_weights(second, config.diffusion, ema))
     share = np.array(state["node_share"])
     return TreeDiffusion(config, tree.eval(), denoiser.eval(), share, fingerprint)
 

@@ -12,8 +12,10 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.optim import Optimizer
 
+from ..errors import TrainingError
 from .losses import Objective
 
 WARMUP = 3
@@ -22,6 +24,9 @@ WARMUP = 3
 
 class Step:
     """Makes steps of an objective, one operation after another.
+
+    Attributes:
+        compiles_next: whether the next step has to wait for the compiler.
 
     Args:
         objective: the loss, and the networks it trains.
@@ -33,11 +38,12 @@ class Step:
         self, objective: Objective, optimizer: Optimizer, *, compiled: bool = False
     ) -> None:
         self.objective, self.optimizer = objective, optimizer
-        self._loss_of = objective.loss
+        self._loss_of, self._compiled = objective.loss, compiled
         if compiled:
             self._loss_of = torch.compile(objective.loss, fullgraph=True, dynamic=False)
         # The first step fills what is computed once, which a compiler would do in every step.
         self._first = True
+        self.compiles_next = False
         self._kl_weight = torch.zeros(())
 
     def set(self, *, kl_weight: float, learning_rate: float) -> None:
@@ -54,7 +60,16 @@ class Step:
             # Tracing looks into caches, and says so; what they hold is constant.
             warnings.filterwarnings("ignore", message=".*lru_cache")
             loss_of = self.objective.loss if self._first else self._loss_of
-            loss = loss_of(rows, self._kl_weight)
+            try:
+                loss = loss_of(rows, self._kl_weight)
+            except TorchDynamoException as fault:
+                raise TrainingError(
+                    "tree.compile",
+                    got=" ".join(str(fault).split("\n")[:2]),
+                    expected="a compiler that works",
+                    hint="install a C++ compiler, or set tree.compile to false",
+                ) from fault
+        self.compiles_next = self._first and self._compiled
         self._first = False
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

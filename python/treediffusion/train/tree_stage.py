@@ -155,6 +155,8 @@ class TreeStage:
             step.set(kl_weight=kl_weight(*place), learning_rate=learning_rate(*place))
             step.objective.trained.train()
             for rows in self._batches(now, step.objective.counts):
+                if step.compiles_next:
+                    self.progress.advance(0, f"compiling the step of {lead.phase}: minutes")
                 self._losses.append(step(rows))
                 for grower in now:
                     grower.state.step += 1

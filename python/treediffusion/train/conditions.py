@@ -1,0 +1,83 @@
+"""What the denoiser is told of its training images by the frozen tree.
+
+    leaf ~ p(l | x),  z ~ q(z | x) on the leaf's path,  and, where it is seen, TreeVAE's image
+
+The tree's bottom-up maps and leaf probabilities of an image never change, so they are computed
+once; latents and leaves are drawn afresh in every step. No decoder runs unless its images are seen.
+To learn guidance, signals are left out, or cut, for some images. Nothing here waits for a value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import DiffusionConfig
+from ..nn.tree_vae import TreeVAE
+from ..signals import leaf_slots
+from .measure import CHUNK
+
+
+class Told(NamedTuple):
+    """What is known of a batch.
+
+    Attributes:
+        z_path: [B, P, D] flattened latents of the signal's slots.
+        nodes: [B, P] int64, their ids; -1 for slots that are absent or left out.
+        reconstruction: [B, C, H, W] in 0..1; None where it is not seen.
+    """
+
+    z_path: Tensor
+    nodes: Tensor
+    reconstruction: Tensor | None
+
+
+class Conditions:
+    """Draws conditions of training images.
+
+    Args:
+        images: [n, C, H, W] float in 0..1, on the device to train on.
+        tree: the frozen tree, in eval mode, there.
+        config: the stage's settings.
+    """
+
+    def __init__(self, images: Tensor, tree: TreeVAE, config: DiffusionConfig) -> None:
+        self.tree, self.config = tree, config
+        slots = leaf_slots(tree.topology, config.signal)
+        self._rows, self._ids = (torch.from_numpy(part).to(images.device) for part in slots)
+        leaves = tree.topology.leaves.tolist()
+        with torch.no_grad():
+            self._features = torch.cat([tree.bottom_up(x) for x in torch.split(images, CHUNK)])
+            parts = torch.split(self._features, CHUNK)
+            logit = torch.cat([tree.nodes.route(part[:, None]) for part in parts])
+            self._leaf_prob = tree.nodes.log_node_prob(logit)[:, leaves].exp()
+
+    @torch.no_grad()
+    def draw(self, index: Tensor) -> Told:
+        """A leaf and latents for each image; index: [B] int64, their positions."""
+        z = self.tree.infer(features=self._features[index]).nodes.z
+        prob = self._leaf_prob[index]
+        # What torch.multinomial does besides waiting for a check, which no graph can hold.
+        leaf = (prob / torch.empty_like(prob).exponential_()).argmax(dim=1)
+        each = torch.arange(len(z), device=z.device)
+        rows = self._rows[leaf]
+        z_path = z.flatten(2)[each[:, None], rows.clamp(min=0)]
+        seen = self.config.reconstruction != "none"
+        reconstruction = self.tree.decode(z)[each, leaf].clamp(0.0, 1.0) if seen else None
+        return Told(z_path, self._drop(self._ids[leaf]), reconstruction)
+
+    def _drop(self, ids: Tensor) -> Tensor:
+        """ids: [B, P]; some without any slot, some cut after a number that is drawn."""
+        config, (batch, slots) = self.config, ids.shape
+        if config.level_dropout:
+            length = (ids >= 0).sum(dim=1)
+            keep = (torch.rand(batch, device=ids.device) * length).long()  # 0 .. length - 1
+            cut = torch.rand(batch, device=ids.device) < config.level_dropout
+            beyond = torch.arange(slots, device=ids.device) >= keep[:, None]
+            ids = ids.masked_fill(cut[:, None] & beyond, -1)
+        if config.path_dropout:
+            dropped = torch.rand(batch, device=ids.device) < config.path_dropout
+            ids = ids.masked_fill(dropped[:, None], -1)
+        return ids
