@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from treediffusion.config import DiffusionConfig
 from treediffusion.diffusion.denoiser import Denoiser
+from treediffusion.diffusion.model import tree_key
 from treediffusion.errors import CheckpointError, ConfigError, TrainingError
 from treediffusion.train import checkpoint, diffusion_stage
 from treediffusion.train.budget import OutOfTime
@@ -202,7 +204,7 @@ def test_a_checkpoint_without_further_averages_continues(tmp_path: Path) -> None
         small_stage(tmp_path / "c", progress=Impatient(5)).run()
     tensors, state = checkpoint.load(tmp_path / "c")
     assert {name.split(".")[0] for name in tensors} == {"model", "optimizer", "rng", "ema"}
-    assert set(state) == {"step", "window", "history"}
+    assert set(state) == {"step", "window", "history", "tree"}
     assert small_stage(tmp_path / "c").state.step == 5
     with pytest.raises(CheckpointError, match=r"ema_0\.5"):
         small_stage(tmp_path / "c", small_config(**SEVERAL))
@@ -303,3 +305,56 @@ def test_a_recorded_loss_that_is_not_finite_is_found(tmp_path: Path) -> None:
     )
     with pytest.raises(TrainingError, match="learning_rate"):
         small_stage(tmp_path / "c", config, "cuda").run()
+
+
+def test_a_denoiser_of_another_tree_is_refused(tmp_path: Path) -> None:
+    """Other weights are another tree, too: the latents of its nodes mean other things."""
+    path, config = tmp_path / "diffusion.safetensors", small_config(steps=2)
+    first = small_stage(path, config)
+    first.run()
+    before = path.read_bytes()
+    with torch.no_grad():
+        next(first.tree.parameters()).add_(1e-3)
+    for other in (first.tree, first.tree.prune("r1")):
+        with pytest.raises(CheckpointError, match=r"denoiser of the tree \w{16}.*whose nodes"):
+            DiffusionStage(first.images, other, config, path, seed=7)
+    assert path.read_bytes() == before
+
+
+def test_the_same_tree_has_the_same_key_wherever_it_was_trained() -> None:
+    tree = small_stage(Path("unused")).tree
+    assert tree_key(tree) == tree_key(copy.deepcopy(tree).train())
+    assert tree_key(tree) != tree_key(tree.prune("r1"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"signal": "leaf_id", "reconstruction": "concat"},
+        {"reconstruction": "shift", "prediction": "v"},
+        {"signal": "none"},
+        {"path_dropout": 0.3, "level_dropout": 0.3},
+        {"schedule": "edm", "prediction": "v", "augmentation": "edm"},
+    ],
+    ids=str,
+)
+def test_every_kind_learns_and_resumes_bit_for_bit(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    # Two channels in each group of a norm: a group of one forgets what is added to it.
+    config = small_config(unet={"channels": 64}, **settings)
+    small_stage(tmp_path / "a", config).run()
+    with pytest.raises(OutOfTime):
+        small_stage(tmp_path / "b", config, progress=Impatient(5)).run()
+    small_stage(tmp_path / "b", config).run()
+    assert_same(tmp_path / "a", tmp_path / "b")
+    stage = small_stage(tmp_path / "a", config)
+    start = small_stage(tmp_path / "c", config)
+    still = [
+        name
+        for (name, ours), theirs in zip(
+            stage.denoiser.named_parameters(), start.denoiser.parameters(), strict=True
+        )
+        if torch.equal(ours, theirs)
+    ]
+    assert still == []

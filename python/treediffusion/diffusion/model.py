@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,3 +88,15 @@ def make_table(config: DiffusionConfig, sampling: SamplingConfig) -> SolverTable
         eta=sampling.eta,
         clip_range=CLIP_RANGE,
     )
+
+
+def tree_key(tree: TreeVAE) -> str:
+    """16 hexadecimal digits of a hash of a tree's nodes and weights.
+
+    A denoiser belongs to one tree: in another, its ids mean other nodes, its latents other things.
+    """
+    digest = hashlib.sha256(" ".join(tree.topology.names).encode())
+    for name, tensor in sorted(tree.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

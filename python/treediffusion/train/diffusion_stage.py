@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from ..config import DiffusionConfig
 from ..diffusion.augment import augment
 from ..diffusion.denoiser import Denoiser
-from ..diffusion.model import make_denoiser, make_schedule
+from ..diffusion.model import make_denoiser, make_schedule, tree_key
 from ..diffusion.objective import DiffusionLoss
-from ..errors import TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..nn.ema import Ema, average_of, prefix, unknown_decay
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
@@ -64,11 +64,13 @@ class DiffusionState:
         step: optimiser steps done.
         window: sum of the losses since the last row of the history.
         history: a row per `LOSS_WINDOW` steps: the step, and the mean loss up to it.
+        tree: key of the tree that the denoiser belongs to.
     """
 
     step: int = 0
     window: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    tree: str = ""
 
 
 class DiffusionStage:
@@ -102,7 +104,7 @@ class DiffusionStage:
         self.seed, self.progress, self.look = seed, progress, look
         self.team = team or Team()
         self.tree = tree.eval().requires_grad_(False)
-        self.state = DiffusionState()
+        self.state = DiffusionState(tree=tree_key(tree))
         self.denoiser = make_denoiser(tree, config).to(images.device)
         self.denoiser.to(memory_format=_layout(images.device))
         self.ema = Ema(self.denoiser, config.ema, config.ema_also)
@@ -303,6 +305,7 @@ class DiffusionStage:
 
     def _resume(self) -> None:
         tensors, state = checkpoint.load(self.path)
+        check_belongs(self.path, state, self.tree)
         self.state = DiffusionState(**state)
         self.ema.load_state_dict(tensors)
         checkpoint.restore(self.denoiser, self._optimizer, tensors)
@@ -340,6 +343,22 @@ class _Pace:
             return False
         self._shown = time.monotonic()
         return True
+
+
+def check_belongs(path: Path, state: Mapping[str, Any], tree: TreeVAE) -> None:
+    """Makes sure that a denoiser's checkpoint is one of a denoiser of this tree.
+
+    Raises:
+        CheckpointError: it belongs to another.
+    """
+    own = tree_key(tree)
+    if state.get("tree") != own:
+        raise CheckpointError(
+            str(path),
+            got=f"a denoiser of the tree {state.get('tree', 'without a key')}",
+            expected=f"one of the tree {own}, whose nodes and latents it was trained on",
+            hint="restore that tree's checkpoint, or move the denoiser's away to train a new one",
+        )
 
 
 def averaged_weights(

@@ -34,7 +34,7 @@ from ..nn.tree_vae import TreeVAE
 from ..topology import TreeTopology
 from . import checkpoint
 from .budget import TrainingProgress
-from .diffusion_stage import DiffusionStage, averaged_weights
+from .diffusion_stage import DiffusionStage, averaged_weights, check_belongs
 from .distributed import joined
 from .grower import Grower
 from .plan import diffusion_cost, tree_cost
@@ -205,7 +205,7 @@ def load_run(run: Path, *, ema: float | None = None) -> TreeDiffusion:
         ema: decay of the averaged weights to take; None for the main one.
 
     Raises:
-        CheckpointError: not a run, or not finished.
+        CheckpointError: not a run, not finished, or a denoiser of another tree.
         ConfigError: no average was kept with that decay.
     """
     run = run.parent if run.suffix == ".safetensors" else run
@@ -225,6 +225,7 @@ def load_run(run: Path, *, ema: float | None = None) -> TreeDiffusion:
             expected="a finished denoiser",
             hint="continue the run with `treediffusion train`",
         )
+    check_belongs(run / DIFFUSION, progress, tree)
     denoiser = make_denoiser(tree, config.diffusion)
     denoiser.load_state_dict(averaged_weights(second, config.diffusion, ema))
     share = np.array(state["node_share"])
