@@ -85,7 +85,7 @@ def _checked(name: str, choice: str) -> Choice:
 
 @cache
 def _of_environment() -> Choice:
-    return _checked(VARIABLE, os.environ.get(VARIABLE, "auto"))
+    return _checked(VARIABLE, os.environ.get("TREEDIFFUSION_KERNELS", "auto"))
 
 
 @cache
