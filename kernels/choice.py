@@ -3,7 +3,7 @@
 ``TREEDIFFUSION_KERNELS=auto|reference|triton``, or `use_kernels` around a block, which is stronger.
 ``auto`` takes the kernel where it can run and the reference elsewhere; ``triton`` raises where it
 cannot, with the reason; ``reference`` never takes it. An operation asks `takes_kernel` and is told.
-Triton's interpreter (``TRITON_INTERPRET=1``, for tests) runs kernels on a CPU, and counts as able.
+Triton's interpreter (``TRITON_INTERPRET=1``, for tests) runs kernels on a CPU, slowly: only forced.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def takes_kernel(op: str, tensor: Tensor, *, unable: str | None = None) -> bool:
     choice = kernel_choice()
     if choice == "reference":
         return False
-    reason = unable or _unable(tensor.device.type)
+    reason = unable or _unable(tensor.device.type, interpreted=choice == "triton")
     if reason is not None and choice == "triton":
         raise BackendUnavailableError(
             f"kernel {op}", got=reason, expected="what it can run on", hint=f"{VARIABLE}=auto"
@@ -89,11 +89,11 @@ def _of_environment() -> Choice:
 
 
 @cache
-def _unable(device: str) -> str | None:
-    """Why no Triton kernel runs on a kind of device."""
+def _unable(device: str, *, interpreted: bool) -> str | None:
+    """Why no Triton kernel runs on a kind of device, where the interpreter may do."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device != "cuda" and not (interpreted and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"tensors on a device of type {device}, which Triton does not compile for"
     return None
 
