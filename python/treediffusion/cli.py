@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
+from .cli_draw import Generate, Interpolate, Reconstruct
 from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
 
@@ -132,74 +133,6 @@ class Export:
 
 
 @dataclass
-class Generate:
-    """Draw new images from a bundle, each as a PNG, and all of them as a sheet."""
-
-    bundle: Path
-    """An exported bundle."""
-    out: Path = Path("images")
-    """Folder for the images."""
-    num_images: int = 16
-    """How many."""
-    node: str = "r"
-    """Images of this node's leaves: r is the whole tree, r0 its left branch, and so on."""
-    leaf: str | None = None
-    """The same as --node, for a leaf."""
-    seed: int = 0
-    """Image i of a seed is the same image in every call."""
-    offset: int = 0
-    """Number of the first image."""
-    num_inference_steps: int | None = None
-    """Denoising steps; like the four below, the bundle's own if left out."""
-    solver: (
-        Literal["ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"]
-        | None
-    ) = None
-    """The sampler; ten steps of dpmpp_2m or unipc do what ddim needs many for."""
-    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] | None = None
-    """Where the steps lie."""
-    eta: float | None = None
-    """Of ddim: 0 is deterministic, 1 as much noise as DDPM."""
-    guidance_scale: tuple[float, ...] | None = None
-    """How much further than its leaf an image goes: one number, or one for each depth; of models
-    that were trained with diffusion.path_dropout or level_dropout."""
-    backend: Literal["onnxruntime"] = "onnxruntime"
-    """What runs the graphs."""
-
-    def run(self) -> int:
-        """Generates and saves."""
-        from .evaluate.figures import image_grid, save_png
-        from .progress import Progress
-        from .runtime import Engine
-
-        with Engine(self.bundle, backend=self.backend) as engine:
-            if self.leaf is not None and self.leaf not in engine.topology.leaf_names:
-                names = ", ".join(engine.topology.leaf_names)
-                raise ConfigError("--leaf", got=repr(self.leaf), expected=f"one of {names}")
-            with Progress(self.num_images, "generating") as progress:
-                made = engine.generate(
-                    self.num_images,
-                    node=self.leaf or self.node,
-                    seed=self.seed,
-                    offset=self.offset,
-                    progress=progress,
-                    num_inference_steps=self.num_inference_steps,
-                    solver=self.solver,
-                    spacing=self.spacing,
-                    eta=self.eta,
-                    guidance_scale=self.guidance_scale,
-                )
-        for row, (image, leaf) in enumerate(zip(made.images, made.leaf, strict=True)):
-            number = self.offset + row
-            name = f"seed{self.seed}-{number:05d}-{made.leaf_names[leaf]}.png"
-            save_png(self.out / name, image_grid(image[None], 1))
-        sheet = self.out / "sheet.png"
-        save_png(sheet, image_grid(made.images, min(10, self.num_images)))
-        print(f"{self.num_images} images in {self.out}, together in {sheet}")
-        return 0
-
-
-@dataclass
 class Tree:
     """Print a model's tree; with --out, draw it and compare its clusters with labels, if any."""
 
@@ -254,6 +187,8 @@ COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
     "train": Train,
     "generate": Generate,
+    "reconstruct": Reconstruct,
+    "interpolate": Interpolate,
     "export": Export,
     "tree": Tree,
     "doctor": Doctor,
@@ -356,7 +291,7 @@ def _complain(fault: TreeDiffusionError) -> int:
 
 def _overview() -> str:
     rows = [
-        f"  {name:10}{(command.__doc__ or '').splitlines()[0]}"
+        f"  {name:13}{(command.__doc__ or '').splitlines()[0]}"
         for name, command in COMMANDS.items()
     ]
     return "\n".join(

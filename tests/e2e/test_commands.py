@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.runs import bars_config
+from treediffusion.bundle import Bundle
 from treediffusion.cli import COMMANDS, export_main, main
+from treediffusion.data import load_images
 from treediffusion.topology import TreeTopology
 
 
@@ -158,6 +160,31 @@ def test_a_node_that_is_not_in_the_tree(
     assert main(arguments) == 2
     assert "r0101010" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("leaf", "columns"), [("most_probable", 2), ("all", None)])
+def test_images_are_drawn_again_beside_what_was_given(
+    leaf: str, columns: int | None, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each image, the given one first and as it is."""
+    out = tmp_path / "again.png"
+    command = ["reconstruct", "--bundle", str(bundle), "--data", "digits", "--num-images", "2"]
+    assert main([*command, "--leaf", leaf, "--num-inference-steps", "2", "--out", str(out)]) == 0
+    sheet = np.asarray(Image.open(out))
+    leaves = Bundle.open(bundle).topology.num_leaves
+    assert sheet.shape == (2 * 9 - 1, (columns or 1 + leaves) * 9 - 1)
+    assert np.array_equal(sheet[:8, :8], load_images("digits").images[0, 0])
+    assert str(out) in capsys.readouterr().out
+
+
+def test_the_way_between_two_leaves(bundle: Path, tmp_path: Path) -> None:
+    names = Bundle.open(bundle).topology.leaf_names
+    out = tmp_path / "way.png"
+    command = ["interpolate", "--bundle", str(bundle), "--start", names[0], "--frames", "3"]
+    more = ["--num-images", "2", "--solver", "heun", "--num-inference-steps", "2"]
+    assert main([*command, "--end", names[-1], *more, "--out", str(out)]) == 0
+    assert Image.open(out).size == (3 * 9 - 1, 2 * 9 - 1)
+    assert main([*command, "--end", "r", "--out", str(out)]) == 2
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

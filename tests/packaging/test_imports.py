@@ -40,7 +40,7 @@ LIGHT_FOR_RUNTIME = {
     "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "signals",
     "solvers", "spacing", "topology",
 }  # fmt: skip
-TOP = {"cli", "demo", "__main__"}  # sees everything
+TOP = {"cli", "cli_draw", "demo", "__main__"}  # sees everything
 
 BASE = {"PIL", "numpy", "pydantic", "rich", "tyro", "yaml"}
 TORCH = BASE | {"torch", "torchvision", "safetensors"}

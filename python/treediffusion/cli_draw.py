@@ -1,0 +1,195 @@
+"""The commands that draw with a bundle: new images, images drawn again, the way between two leaves.
+
+They need no PyTorch. Parsing and mistakes are the business of `cli`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import tyro
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .runtime import Engine
+    from .runtime.plan import SamplingOptions
+
+
+@dataclass
+class Drawing:
+    """How images are drawn; what is left out is the bundle's own."""
+
+    num_inference_steps: int | None = None
+    """Denoising steps."""
+    solver: (
+        Literal["ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"]
+        | None
+    ) = None
+    """The sampler; heun evaluates the network twice in each step."""
+    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] | None = None
+    """Where the steps lie."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 as much noise as DDPM."""
+    guidance_scale: tuple[float, ...] | None = None
+    """How much further than its leaf an image goes: one number, or one for each depth; of models
+    that were trained with diffusion.path_dropout or level_dropout."""
+
+    @property
+    def options(self) -> SamplingOptions:
+        """For the engine."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "solver": self.solver,
+            "spacing": self.spacing,
+            "eta": self.eta,
+            "guidance_scale": self.guidance_scale,
+        }
+
+
+AsFlags = Annotated[Drawing, tyro.conf.arg(name="")]
+
+
+@dataclass
+class Generate:
+    """Draw new images from a bundle, each as a PNG, and all of them as a sheet."""
+
+    bundle: Path
+    """An exported bundle."""
+    out: Path = Path("images")
+    """Folder for the images."""
+    num_images: int = 16
+    """How many."""
+    node: str = "r"
+    """Images of this node's leaves: r is the whole tree, r0 its left branch, and so on."""
+    leaf: str | None = None
+    """The same as --node, for a leaf."""
+    seed: int = 0
+    """Image i of a seed is the same image in every call."""
+    offset: int = 0
+    """Number of the first image."""
+    drawing: AsFlags = field(default_factory=Drawing)
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    """What runs the graphs."""
+
+    def run(self) -> int:
+        """Generates and saves."""
+        from .evaluate.figures import image_grid, save_png
+        from .progress import Progress
+        from .runtime import Engine
+
+        with Engine(self.bundle, backend=self.backend) as engine:
+            if self.leaf is not None:
+                _check_leaf(engine, "--leaf", self.leaf)
+            with Progress(self.num_images, "generating") as progress:
+                made = engine.generate(
+                    self.num_images,
+                    node=self.leaf or self.node,
+                    seed=self.seed,
+                    offset=self.offset,
+                    progress=progress,
+                    **self.drawing.options,
+                )
+        for row, (image, leaf) in enumerate(zip(made.images, made.leaf, strict=True)):
+            number = self.offset + row
+            name = f"seed{self.seed}-{number:05d}-{made.leaf_names[leaf]}.png"
+            save_png(self.out / name, image_grid(image[None], 1))
+        sheet = self.out / "sheet.png"
+        save_png(sheet, image_grid(made.images, min(10, self.num_images)))
+        print(f"{self.num_images} images in {self.out}, together in {sheet}")
+        return 0
+
+
+@dataclass
+class Reconstruct:
+    """Draw images again from their own latents: in their leaf, or in every leaf, as one sheet."""
+
+    bundle: Path
+    """An exported bundle."""
+    data: str
+    """The images: a folder, an .npy or .npz file, or `digits`."""
+    out: Path = Path("reconstructed.png")
+    """The sheet: a row for each image, the given one first."""
+    num_images: int = 8
+    """How many of them, from the first one on."""
+    leaf: Literal["sampled", "most_probable", "all"] = "sampled"
+    """A leaf drawn by its probability, the most probable one, or every leaf in turn."""
+    seed: int = 0
+    """Of everything random."""
+    drawing: AsFlags = field(default_factory=Drawing)
+
+    def run(self) -> int:
+        """Reconstructs and saves."""
+        from .data import load_images
+        from .evaluate.figures import image_grid, save_png
+        from .progress import Progress
+        from .runtime import Engine
+
+        with Engine(self.bundle) as engine:
+            given = load_images(self.data).images[: self.num_images]
+            leaves = engine.topology.num_leaves if self.leaf == "all" else 1
+            with Progress(len(given), "drawing again") as progress:
+                how = {"seed": self.seed, "progress": progress, **self.drawing.options}
+                drawn = (
+                    engine.reconstruct_sheet(given, **how).images  # type: ignore[arg-type]
+                    if self.leaf == "all"
+                    else engine.reconstruct(given, leaf=self.leaf, **how).images[:, None]  # type: ignore[arg-type]
+                )
+            names = ", ".join(engine.topology.leaf_names) if leaves > 1 else self.leaf
+        rows = np.concatenate([given[:, None], drawn], axis=1)
+        save_png(self.out, image_grid(rows.reshape(-1, *given.shape[1:]), 1 + leaves))
+        print(f"{len(given)} images in {self.out}, each beside what was drawn: {names}")
+        return 0
+
+
+@dataclass
+class Interpolate:
+    """Draw the way from one leaf to another: the same latents and noise, a row of frames each."""
+
+    bundle: Path
+    """An exported bundle."""
+    start: str
+    """The first frame's leaf."""
+    end: str
+    """The last frame's leaf."""
+    out: Path = Path("interpolated.png")
+    """The sheet: a row for each image."""
+    frames: int = 8
+    """Images in a row."""
+    num_images: int = 4
+    """Rows."""
+    seed: int = 0
+    """Of latents and noise."""
+    drawing: AsFlags = field(default_factory=Drawing)
+
+    def run(self) -> int:
+        """Interpolates and saves."""
+        from .evaluate.figures import image_grid, save_png
+        from .progress import Progress
+        from .runtime import Engine
+
+        with Engine(self.bundle) as engine:
+            for flag, leaf in (("--start", self.start), ("--end", self.end)):
+                _check_leaf(engine, flag, leaf)
+            with Progress(self.num_images, "interpolating") as progress:
+                drawn = engine.interpolate(
+                    self.start,
+                    self.end,
+                    frames=self.frames,
+                    num_images=self.num_images,
+                    seed=self.seed,
+                    progress=progress,
+                    **self.drawing.options,
+                )
+        save_png(self.out, image_grid(drawn.reshape(-1, *drawn.shape[2:]), self.frames))
+        print(f"{self.num_images} rows from {self.start} to {self.end} in {self.out}")
+        return 0
+
+
+def _check_leaf(engine: Engine, flag: str, leaf: str) -> None:
+    if leaf not in engine.topology.leaf_names:
+        names = ", ".join(engine.topology.leaf_names)
+        raise ConfigError(flag, got=repr(leaf), expected=f"one of {names}")
