@@ -47,7 +47,7 @@ from treediffusion.train.measure import leaf_prob
 from treediffusion.train.tree_stage import TreeStage
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
-TRAINED, DRAWN, TOGETHER = 12_000, 2_000, 200
+TRAINED, DRAWN, TOGETHER = 12_000, 1_000, 200
 TREE: dict[str, Any] = {
     "latent_channels": 2, "channels": 32, "levels": 6, "residual": True,
     "codec_sizes": [14, 7, 2], "codec_channels": [16], "max_leaves": 10, "batch_size": 256,
@@ -91,7 +91,7 @@ TEN = {
         {"solver": solver, "num_inference_steps": steps, "spacing": spacing}
     )
     for solver, steps in STEPS.items()
-    for spacing in ("logsnr", "karras", "quadratic")
+    for spacing in ("logsnr", "karras")
 }
 
 
