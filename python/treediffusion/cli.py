@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
-from .cli_draw import Generate, Interpolate, Reconstruct
+from .cli_draw import AsFlags, Drawing, Generate, Interpolate, Reconstruct
 from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
 
@@ -173,6 +173,52 @@ class Tree:
 
 
 @dataclass
+class Evaluate:
+    """Let a classifier judge a bundle's images: classes by leaf, entropy, diversity, distance."""
+
+    bundle: Path
+    """An exported bundle."""
+    data: str
+    """Labelled images: the classifier learns from the training part, and the generated images are
+    compared with the test part."""
+    out: Path = Path("quality")
+    """Folder for quality.json, classes.png and the classifier, which is read again if it fits."""
+    num_images: int = 1000
+    """Images to draw, and to compare with as many."""
+    epochs: int = 10
+    """Of the classifier."""
+    seed: int = 0
+    """Of the images and of the classifier."""
+    drawing: AsFlags = field(default_factory=Drawing)
+
+    def run(self) -> int:
+        """Judges, and prints the scores."""
+        from .data import load_images
+        from .evaluate.judge import judge
+        from .runtime import Engine
+
+        parts = [load_images(self.data, split=split) for split in ("train", "test")]
+        with Engine(self.bundle) as engine:
+            found = judge(
+                engine, parts[0], parts[1], self.out, num_images=self.num_images,
+                seed=self.seed, epochs=self.epochs, sampling=self.drawing.options,
+            ).scores  # fmt: skip
+        distance, leaves = found["frechet_in_classifier_features"], found["leaves"]
+        rows = {
+            "classifier's accuracy on the test part": found["classifier"]["test_accuracy"],
+            "distance in its features (no FID)": distance["generated"],
+            "the same of as many test images": distance["as_many_test_images"],
+            "mean entropy of a leaf, nats": leaves["mean_entropy"],
+            "entropy of all leaves together": leaves["pooled_entropy"],
+            "images that return to their leaf": leaves["mean_agreement"],
+        }
+        for name, value in rows.items():
+            print(f"{name:40} {value:.3f}")
+        print(f"quality.json and classes.png in {self.out}")
+        return 0
+
+
+@dataclass
 class Doctor:
     """Versions, and which back ends really load here."""
 
@@ -191,6 +237,7 @@ COMMANDS: dict[str, type[Any]] = {
     "interpolate": Interpolate,
     "export": Export,
     "tree": Tree,
+    "evaluate": Evaluate,
     "doctor": Doctor,
 }
 

@@ -7,6 +7,7 @@ decides which images to draw.
 
 from __future__ import annotations
 
+from .classes import class_table
 from .grid import image_grid, save_png
 from .layout import left_to_right
 from .page import save
@@ -15,6 +16,7 @@ from .tree import tree_picture
 
 __all__ = [
     "all_leaf_sheet",
+    "class_table",
     "image_grid",
     "leaf_gallery",
     "left_to_right",

@@ -1,0 +1,71 @@
+"""Generated images before a classifier: the whole way once, and what it needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.models import IRREGULAR, tiny_bundle
+from treediffusion.data import ImageSet, load_images
+from treediffusion.errors import DataError, ShapeError
+from treediffusion.evaluate.figures import class_table
+from treediffusion.evaluate.judge import CLASSIFIER, judge
+from treediffusion.runtime import Engine
+
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load_images("digits")
+
+
+def test_a_model_is_judged_and_the_judge_is_kept(digits: ImageSet, tmp_path: Path) -> None:
+    """Every image counts once; a second call reads the classifier and says the same."""
+    settings = {"num_images": IMAGES, "epochs": 2, "quiet": True}
+    with Engine(tiny_bundle(), threads=1) as engine:
+        first = judge(engine, digits, digits, tmp_path, **settings).scores  # type: ignore[arg-type]
+        kept = (tmp_path / CLASSIFIER).stat().st_mtime_ns
+        again = judge(engine, digits, digits, tmp_path, **settings).scores  # type: ignore[arg-type]
+    assert (tmp_path / CLASSIFIER).stat().st_mtime_ns == kept
+    assert first == again
+    assert json.loads((tmp_path / "quality.json").read_text("utf-8")) == json.loads(
+        json.dumps(first)
+    )
+    assert first["test_images_were_trained_on"]
+    histogram = np.array(first["leaves"]["histogram"])
+    assert histogram.shape == (IRREGULAR.num_leaves, 10)
+    assert histogram.sum() == IMAGES
+    assert 0 <= first["leaves"]["mean_entropy"] <= math.log(10)
+    distance = first["frechet_in_classifier_features"]
+    assert distance["generated"] > distance["as_many_test_images"] >= 0
+    assert Image.open(tmp_path / "classes.png").size[0] >= 800
+
+
+def test_labels_are_needed_and_must_be_the_same(digits: ImageSet, tmp_path: Path) -> None:
+    labels = digits.labels
+    assert labels is not None
+    without = replace(digits, labels=None)
+    few = replace(digits, images=digits.images[labels > 0], labels=labels[labels > 0])
+    with Engine(tiny_bundle(), threads=1) as engine:
+        with pytest.raises(DataError, match="no labels"):
+            judge(engine, without, digits, tmp_path)
+        with pytest.raises(DataError, match=r"labels.*test part"):
+            judge(engine, digits, few, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_has_a_cell_for_each_leaf_and_class() -> None:
+    counts = np.arange(IRREGULAR.num_leaves * 3).reshape(-1, 3)
+    figure = class_table(counts, ["a", "b", "c"], IRREGULAR, title="Title")
+    cells = [patch.get_gid() for patch in figure.axes[0].patches]
+    assert len(cells) == len(set(cells)) == counts.size
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"Title", "a", "b", "c", *IRREGULAR.leaf_names} <= set(words)
+    with pytest.raises(ShapeError, match="counts"):
+        class_table(counts[:, :2], ["a", "b", "c"], IRREGULAR)
