@@ -1,10 +1,11 @@
 """Denoisers of one tree under equal wall time: what a recipe, a solver and a condition are worth.
 
-    python bench/quality.py DATA [--minutes M] [--out FOLDER]     about 4 M + 10 minutes, one core
+    python bench/quality.py DATA [--steps N] [--out FOLDER]     half an hour for 900 on a quiet core
 
 DATA is a folder of idx files with labels, as of MNIST; images are made half as wide (means of 2x2
-pixels), so that a CPU gets somewhere. One tree is trained on `TRAINED` of them, then, for M minutes
-each, the denoisers of `RECIPES`. Schedules that are counted in steps (warm-up, averaging) keep the
+pixels), so that a CPU gets somewhere. One tree is trained on `TRAINED` of them, then the denoisers
+of `RECIPES`: the first in N steps, the others in as many as take the same time, by steps of all
+that were timed in turn before. Schedules that are counted in steps (warm-up, averaging) keep the
 published share of the training. Every model draws `DRAWN` images along sampled paths, all from the
 same numbers.
 
@@ -16,6 +17,7 @@ Writes `results/quality.json`.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ NETWORK: dict[str, Any] = {
     "batch_size": 64,
 }
 PUBLISHED_STEPS = 234_000
+ROUNDS, PROBED = 5, 10
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,10 @@ HUNDRED = SamplingConfig(solver="ddim", num_inference_steps=100, spacing="logsnr
 STEPS = {"dpmpp_2m": 10, "dpmpp_3m": 10, "unipc": 10, "ipndm": 10, "ddim": 10, "heun": 5}
 """Heun's five are nine evaluations."""
 TEN = {
-    f"{solver}, {spacing}": SamplingConfig.model_validate(
-        {"solver": solver, "num_inference_steps": steps, "spacing": spacing}
+    f"{solver}, {steps} steps": SamplingConfig.model_validate(
+        {"solver": solver, "num_inference_steps": steps, "spacing": "logsnr"}
     )
     for solver, steps in STEPS.items()
-    for spacing in ("logsnr", "karras")
 }
 
 
@@ -99,7 +101,7 @@ def main() -> int:
     """Trains, draws, judges, writes the row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -119,11 +121,12 @@ def main() -> int:
         "floor": frechet_distance(image_statistics(judge, test[0][:DRAWN]), real),
         "recipes": {},
     }
+    steps = _equal_steps(images, tree, given.steps, given.out)
     for name, recipe in RECIPES.items():
-        config, denoiser, spent = _denoiser(images, tree, recipe, given.minutes, given.out / name)
+        config, denoiser, spent = _denoiser(images, tree, recipe, steps[name], given.out / name)
         drawn = {"own": config.sampling, "100 evaluations": HUNDRED}
         if name == "paper":
-            drawn = {"own": config.sampling, "50 evaluations": SamplingConfig()}
+            del drawn["100 evaluations"]
         if name == "modern":
             drawn |= TEN
         scores = {
@@ -154,21 +157,30 @@ def _tree(images: torch.Tensor, out: Path) -> TreeVAE:
     return grown.tree.eval()
 
 
+def _equal_steps(images: torch.Tensor, tree: TreeVAE, steps: int, out: Path) -> dict[str, int]:
+    """Steps of every recipe that take the time of so many of the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in RECIPES}
+    for _ in range(ROUNDS):
+        for name, recipe in RECIPES.items():
+            config = _stage_config(recipe, steps=PROBED).diffusion
+            stage = DiffusionStage(images, tree, config, out / "probe", seed=0)
+            start = time.process_time()
+            stage.run()
+            seconds[name].append(time.process_time() - start)
+            (out / "probe").unlink()
+    first, *_ = (statistics.median(times) for times in seconds.values())
+    return {name: round(steps * first / statistics.median(t)) for name, t in seconds.items()}
+
+
 def _denoiser(
-    images: torch.Tensor, tree: TreeVAE, recipe: Recipe, minutes: float, path: Path
+    images: torch.Tensor, tree: TreeVAE, recipe: Recipe, steps: int, path: Path
 ) -> tuple[Config, Denoiser, dict[str, Any]]:
-    """A denoiser of so many minutes; how long a step takes is measured first."""
-    probe = _stage_config(recipe, steps=30)
-    start = time.monotonic()
-    DiffusionStage(images, tree, probe.diffusion, path.with_suffix(".probe"), seed=0).run()
-    path.with_suffix(".probe").unlink()
-    steps = int(minutes * 60 / ((time.monotonic() - start) / 30))
     config = _stage_config(recipe, steps=steps)
     torch.manual_seed(1)
-    start = time.monotonic()
+    start = time.process_time()
     stage = DiffusionStage(images, tree, config.diffusion, path.with_suffix(".st"), seed=0)
     denoiser = stage.run()
-    spent = {"steps": steps, "minutes": round((time.monotonic() - start) / 60, 2)}
+    spent = {"steps": steps, "cpu_minutes": round((time.process_time() - start) / 60, 2)}
     return config, denoiser, spent | {"loss": stage.state.history[-1]["loss"]}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from treediffusion.config import UNetConfig
 from treediffusion.nn import prepared as module
 from treediffusion.nn.prepared import prepared
-from treediffusion.nn.unet import Enlarge, UNet
+from treediffusion.nn.unet import Enlarge, Norm, UNet
 
 WIDE = UNetConfig(channels=64, multipliers=(1, 2), blocks=1, heads=4, attention=(2,))
 
@@ -84,7 +84,7 @@ def test_enlarging_is_a_transposed_convolution() -> None:
 
 @pytest.mark.parametrize("side", [4, 16, 32])
 def test_norms_do_not_depend_on_the_layout(side: int) -> None:
-    norm = nn.GroupNorm(32, 64)
+    norm = Norm(64)
     x = torch.randn(2, 64, side, side)
     last = x.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(module._Norm(norm)(last), norm(x), rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..kernels.ddim_update import ddim_update
 from ..solvers import SolverTable, follow
 from .denoiser import Denoiser
 
@@ -51,16 +52,12 @@ def sample(
     if len(y) != len(x_start):
         raise ShapeError("y", got=tuple(y.shape), expected=f"[{len(x_start)}, E], one per image")
     times = denoiser.time.table(table.timestep)
-    rows = table.network.tolist()
+    rows = torch.from_numpy(table.network).to(x_start)
+    limits = table.clip_range if table.clip else None
 
     def evaluate(x: Tensor, step: int, drawn: Tensor | None) -> Tensor:
-        found = denoiser.predict(x.to(y.dtype), times[step] + y, reconstruction).to(x.dtype)
-        a, b, c, e, tau = rows[step]
-        x0 = a * x - b * found
-        if table.clip:
-            x0 = x0.clamp(*table.clip_range)
-        x_next: Tensor = c * x0 + e * found
-        return x_next if drawn is None or tau == 0 else x_next + tau * drawn
+        found = denoiser.predict(x.to(y.dtype), times[step] + y, reconstruction)
+        return ddim_update(x, found, rows[step], clip_range=limits, noise=drawn)
 
     images: Tensor = follow(table, x_start, evaluate, noise)
     return images

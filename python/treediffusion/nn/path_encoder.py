@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.path_silu_sum import path_silu_sum
+
 
 class PathEncoder(nn.Module):
     """Paths in, vectors out."""
@@ -50,18 +52,13 @@ class PathEncoder(nn.Module):
         length = (nodes >= 0).sum(dim=1, keepdim=True).to(z_path.dtype)
         parts = []
         if self.embed_in is not None and self.embed_out is not None:
-            # Once before the layer, for the gradient of its weight, and once for the sum.
-            latents = F.silu(self.embed_in(z_path.masked_fill(absent, 0.0)))
-            parts.append((latents, self.embed_out))
+            # What is absent counts for nothing in the sum; here it must not in a gradient.
+            parts.append((self.embed_in(z_path.masked_fill(absent, 0.0)), self.embed_out))
         if self.node_in is not None and self.node_out is not None:
-            ids = F.silu(self.node_in(nodes[:, :, None].to(z_path.dtype)))
-            parts.append((ids, self.node_out))
+            parts.append((self.node_in(nodes[:, :, None].to(z_path.dtype)), self.node_out))
         if not parts:
             return (0 * nodes[:, :1]).to(z_path.dtype).expand(-1, self.embed_dim)
-        sums = [
-            F.linear(hidden.masked_fill(absent, 0.0).sum(dim=1), out.weight)
-            for hidden, out in parts
-        ]
+        sums = [F.linear(path_silu_sum(hidden, nodes), out.weight) for hidden, out in parts]
         biases = [out.bias for _, out in parts]
         y: Tensor = sum(sums[1:], sums[0]) + length * sum(biases[1:], biases[0])
         return y

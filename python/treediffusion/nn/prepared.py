@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import Enlarge
+from .unet import Enlarge, Norm
 
 TILE = 4
 WINOGRAD_SIDE = 16
@@ -60,7 +60,7 @@ def prepared(module: Module) -> Module:
                 setattr(parent, name, _Enlarge(child))
             elif isinstance(child, nn.Conv2d):
                 setattr(parent, name, _Conv(child))
-            elif isinstance(child, nn.GroupNorm):
+            elif isinstance(child, Norm):
                 setattr(parent, name, _Norm(child))
     return twin
 
@@ -101,14 +101,14 @@ class _Enlarge(nn.Module):
 class _Norm(nn.Module):
     """A group norm that brings middling maps into the layout in which it is quick."""
 
-    def __init__(self, plain: nn.GroupNorm) -> None:
+    def __init__(self, plain: Norm) -> None:
         super().__init__()
         self.plain = plain
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same."""
+    def forward(self, x: Tensor, piece: Tensor | None = None) -> Tensor:
+        """As `Norm`."""
         middling = SMALL_NORM < x.shape[2] * x.shape[3] < LARGE_NORM
-        out: Tensor = self.plain(x.contiguous() if middling else x)
+        out: Tensor = self.plain(x.contiguous() if middling else x, piece)
         return out
 
 

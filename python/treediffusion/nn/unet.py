@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import ConfigError, ShapeError
+from ..kernels.gn_silu import Mode, gn_silu
 
 GROUPS = 32
 
@@ -92,7 +93,7 @@ class UNet(nn.Module):
                 stages.append(Stage(inputs, width, config, attends[level], scale_shift))
                 below = width
             self.up.append(UpLevel(stages, grow=level > 0))
-        self.norm = nn.GroupNorm(GROUPS, widths[0])
+        self.norm = Norm(widths[0])
         self.head = _zeroed(_conv3(widths[0], outputs))
 
         blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
@@ -137,7 +138,7 @@ class UNet(nn.Module):
         h = self.middle_end(self.middle(h, next(pieces)), next(pieces))
         for level in self.up:
             h = level(h, skips, pieces)
-        h = self.head(F.silu(self.norm(h)))
+        h = self.head(self.norm(h))
         _, height, width = self.image_shape
         return h[:, :, before : before + height, before : before + width]
 
@@ -218,27 +219,37 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, width: int, *, dropout: float, scale_shift: bool) -> None:
         """Builds the layers, from `inputs` to `width` channels; a 1x1 skip where these differ."""
         super().__init__()
-        self.scale_shift = scale_shift
         self.projected = 2 * width if scale_shift else width
-        self.norm1 = nn.GroupNorm(GROUPS, inputs)
+        self.norm1 = Norm(inputs)
         self.conv1 = _conv3(inputs, width)
-        self.norm2 = nn.GroupNorm(GROUPS, width)
+        self.norm2 = Norm(width, mode="scale_shift" if scale_shift else "add")
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _zeroed(_conv3(width, width))
         self.skip = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor, piece: Tensor) -> Tensor:
         """[B, C_in, H, W] and [B, P] to [B, C_out, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        piece = piece[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = piece.chunk(2, dim=1)
-            h = self.norm2(h) * (1.0 + scale) + shift
-        else:
-            h = self.norm2(h + piece)
-        h = self.conv2(self.dropout(F.silu(h)))
+        h = self.norm2(self.conv1(self.norm1(x)), piece)
+        h = self.conv2(self.dropout(h))
         out: Tensor = self.skip(x) + h
         return out
+
+
+class Norm(nn.GroupNorm):
+    """A group norm, what the condition does to it, and the activation, as one operation."""
+
+    def __init__(self, width: int, *, mode: Mode = "none", silu: bool = True) -> None:
+        """Builds the norm; `mode` and `silu` are those of `kernels.gn_silu`."""
+        super().__init__(GROUPS, width)
+        self.mode: Mode = mode
+        self.silu = silu
+
+    def forward(self, x: Tensor, piece: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] and the condition's [B, P], if the mode has one, to [B, C, H, W]."""
+        return gn_silu(
+            x, self.weight, self.bias, groups=self.num_groups, piece=piece, mode=self.mode,
+            silu=self.silu, eps=self.eps,
+        )  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -259,7 +270,7 @@ class Attention(nn.Module):
                 "heads", got=heads, expected=f"a divisor of {width}, the width of a level"
             )
         self.heads = heads
-        self.norm = nn.GroupNorm(GROUPS, width)
+        self.norm = Norm(width, silu=False)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = _zeroed(nn.Conv2d(width, width, 1))
 

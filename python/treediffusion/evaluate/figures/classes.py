@@ -58,7 +58,7 @@ def class_table(
     return page.figure
 
 
-def _shade(share: float) -> tuple[float, ...]:
+def _shade(share: float) -> tuple[float, float, float]:
     """From nearly white to the full colour."""
-    dark = np.array(to_rgb(SHADE))
-    return tuple(float(part) for part in 1 - (1 - dark) * (0.06 + 0.94 * share))
+    red, green, blue = 1 - (1 - np.array(to_rgb(SHADE))) * (0.06 + 0.94 * share)
+    return float(red), float(green), float(blue)
