@@ -223,7 +223,7 @@ NORMS = (
     *((site, "none", False) for site in ATTENDING),
     *((site, "scale_shift", True) for site in CONDITIONED),
 )
-# Ahead of time: bfloat16 with channels last, as servers run it. The rest is compiled when it is used.
+# Ahead of time: bfloat16 with channels last, as servers run it. Others are compiled when used.
 VARIANTS = tuple(
     _variant(kernel, *site, mode, silu, "bf16", True)
     for site, mode, silu in NORMS
