@@ -7,15 +7,13 @@ draw. It may lie on the device, where a loop can count its steps without the hos
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, ShapeError
-from ...noise import WORD_RANGE, Stream
+from ...errors import ShapeError
+from ...noise import WORD_RANGE, Stream, natural, seeds_and_images, stream_number
 from ..choice import takes_kernel
 from . import reference
 
@@ -80,17 +78,9 @@ def philox_state(
     Raises:
         ConfigError: as for `philox_normal`.
     """
-    indices = _words("images", images)
-    one = isinstance(seed, int | np.integer)
-    seeds = [_word("seed", seed)] * len(indices) if one else _words("seed", seed)
-    if len(seeds) != len(indices):
-        raise ConfigError(
-            "seed",
-            got=f"{len(seeds)} seeds",
-            expected=f"one seed, or one for each of {len(indices)} images",
-        )
-    shared = [_word("step", step), _stream(stream), _word("draw", draw)]
-    rows = [[own_seed, image, *shared] for own_seed, image in zip(seeds, indices, strict=True)]
+    shared = [natural("step", step), stream_number(stream), natural("draw", draw)]
+    pairs = seeds_and_images(seed, images)
+    rows = [[_signed(word) for word in (*pair, *shared)] for pair in pairs]
     return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(rows), 5)
 
 
@@ -131,26 +121,6 @@ def _like_normals(state: Tensor, count: int) -> Tensor:
     return state.new_empty(state.shape[0], count, dtype=torch.float32)
 
 
-def _stream(value: Stream) -> int:
-    try:
-        return int(Stream(value))
-    except ValueError as fault:
-        expected = ", ".join(f"Stream.{stream.name}" for stream in Stream)
-        raise ConfigError("stream", got=repr(value), expected=f"one of {expected}") from fault
-
-
-def _words(name: str, values: object) -> list[int]:
-    if not isinstance(values, Iterable):
-        raise ConfigError(name, got=repr(values), expected="a sequence of integers")
-    return [_word(name, value) for value in values]
-
-
-def _word(name: str, value: object) -> int:
-    """The signed integer with the bits of a natural number."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    if not 0 <= number < WORD_RANGE:
-        raise ConfigError(name, got=repr(value), expected="an integer in [0, 2^64)")
-    return number - WORD_RANGE if number >= WORD_RANGE // 2 else number
+def _signed(word: int) -> int:
+    """The signed integer with the same 64 bits."""
+    return word - WORD_RANGE if word >= WORD_RANGE // 2 else word

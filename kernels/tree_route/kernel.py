@@ -11,20 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..device import softplus
 from ..variants import Variant
 
 WAY = tl.constexpr(4)
 IMAGES = 16
 """Images of a program."""
-
-
-@triton.jit
-def softplus(x):
-    """max(x, 0) + log(1 + exp(-|x|)), to full relative accuracy."""
-    t = tl.exp(-tl.abs(x))
-    u = 1.0 + t
-    log1p = tl.where(u == 1.0, t, tl.log(u) * (t / tl.where(u == 1.0, 1.0, u - 1.0)))
-    return tl.maximum(x, 0.0) + log1p
 
 
 @triton.jit

@@ -30,8 +30,8 @@ from .errors import (
     TopologyError,
 )
 from .schedule import DiffusionSchedule, Spacing
-from .signals import Signal, leaf_slots, reads_latents
-from .solvers import SOLVERS
+from .signals import Reconstruction, Signal, leaf_slots, reads_latents
+from .solvers import SOLVERS, Prediction
 from .topology import TreeTopology
 
 FORMAT = 2
@@ -54,8 +54,8 @@ class Told:
     """
 
     signal: Signal = "path"
-    reconstruction: Literal["none", "concat", "shift"] = "none"
-    prediction: Literal["eps", "v"] = "eps"
+    reconstruction: Reconstruction = "none"
+    prediction: Prediction = "eps"
     guidance: Literal["none", "whole", "levels"] = "none"
 
 
@@ -381,6 +381,11 @@ def _graph(path: Path, manifest: Mapping[str, Any], role: str) -> GraphSpec:
 
 
 def _told(values: Mapping[str, Any]) -> Told:
+    names = {field.name for field in fields(Told)}
+    if set(values) != names:
+        raise BundleFormatError(
+            f"{MANIFEST}: denoiser", got=sorted(values), expected=f"the keys {sorted(names)}"
+        )
     told = Told(**values)
     for field in fields(Told):
         known = get_args(get_type_hints(Told)[field.name])

@@ -56,7 +56,8 @@ class Train:
 
     Settings come from `--preset`, then `--config`, then the flags below. Repeating the command
     continues an unfinished run. While the tree grows, preview.png and, if there are labels,
-    metrics.json in the run's folder show how it stands.
+    metrics.json in the run's folder show how it stands; then preview-images.png shows what the
+    denoiser draws.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(

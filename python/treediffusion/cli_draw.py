@@ -13,6 +13,8 @@ import numpy as np
 import tyro
 
 from .errors import ConfigError
+from .solvers import Solver
+from .spacing import Spacing
 
 if TYPE_CHECKING:
     from .runtime import Engine
@@ -25,12 +27,9 @@ class Drawing:
 
     num_inference_steps: int | None = None
     """Denoising steps."""
-    solver: (
-        Literal["ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"]
-        | None
-    ) = None
+    solver: Solver | None = None
     """The sampler; heun evaluates the network twice in each step."""
-    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] | None = None
+    spacing: Spacing | None = None
     """Where the steps lie."""
     eta: float | None = None
     """Of ddim: 0 is deterministic, 1 as much noise as DDPM."""
@@ -90,6 +89,7 @@ class Generate:
                     node=self.leaf or self.node,
                     seed=self.seed,
                     offset=self.offset,
+                    batch_size=1,  # costs nothing, and the bar moves
                     progress=progress,
                     **self.drawing.options,
                 )
@@ -129,10 +129,14 @@ class Reconstruct:
         from .runtime import Engine
 
         with Engine(self.bundle) as engine:
+            if self.num_images < 1:
+                raise ConfigError("--num-images", got=self.num_images, expected="at least 1")
             given = load_images(self.data).images[: self.num_images]
             leaves = engine.topology.num_leaves if self.leaf == "all" else 1
             with Progress(len(given), "drawing again") as progress:
-                how = {"seed": self.seed, "progress": progress, **self.drawing.options}
+                # One image at a time costs nothing, and the bar moves.
+                how = {"seed": self.seed, "batch_size": 1, "progress": progress}
+                how |= self.drawing.options
                 drawn = (
                     engine.reconstruct_sheet(given, **how).images  # type: ignore[arg-type]
                     if self.leaf == "all"
@@ -181,6 +185,7 @@ class Interpolate:
                     frames=self.frames,
                     num_images=self.num_images,
                     seed=self.seed,
+                    batch_size=1,  # costs nothing, and the bar moves
                     progress=progress,
                     **self.drawing.options,
                 )

@@ -15,6 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
+from .signals import Reconstruction, Signal
+from .solvers import Prediction, Solver
+from .spacing import Spacing
 
 Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[int, Field(ge=0)]
@@ -180,10 +183,10 @@ class DiffusionConfig(Section):
 
     unet: UNetConfig = UNetConfig()
     """The network."""
-    signal: Literal["path", "leaf_id", "leaf_embedding", "leaf_id_embedding", "none"] = "path"
+    signal: Signal = "path"
     """What of the tree is added to the time embedding: latents and ids of all nodes on the path,
     or the leaf's id, its latent, or both."""
-    reconstruction: Literal["none", "concat", "shift"] = "none"
+    reconstruction: Reconstruction = "none"
     """TreeVAE's image of the leaf: unused, further input channels (the published form1), or the
     mean that noise is added to (form2)."""
     path_dropout: Fraction = 0.0
@@ -192,7 +195,7 @@ class DiffusionConfig(Section):
     """Share of the images whose path is cut at a random depth, for guidance by depth."""
     schedule: Literal["linear", "edm"] = "linear"
     """Noise levels: betas on a line, as published, or those of EDM (Karras et al. 2022)."""
-    prediction: Literal["eps", "v"] = "eps"
+    prediction: Prediction = "eps"
     """The network's output: the noise, or v, which with `edm` is EDM's preconditioning."""
     timesteps: Count = 1000
     """T, length of the noise schedule."""
@@ -246,13 +249,11 @@ class DiffusionConfig(Section):
 class SamplingConfig(Section):
     """How images are drawn, unless a call says otherwise."""
 
-    solver: Literal[
-        "ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"
-    ] = "ddim"
+    solver: Solver = "ddim"
     """The sampler; of DDPM with the larger variance, beta, or the posterior's."""
     num_inference_steps: Count = 50
     """Denoising steps asked for; the spacing may merge some."""
-    spacing: Literal["uniform", "quadratic", "karras", "logsnr"] = "quadratic"
+    spacing: Spacing = "quadratic"
     """Where the steps lie; quadratic as published, from t = 0.8 T down."""
     eta: Fraction = 0.0
     """0: DDIM, deterministic given the start. 1: as much noise as DDPM."""

@@ -19,6 +19,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,11 +85,11 @@ def words(seed: int, image: int, stream: Stream, step: int, count: int, *, draw:
     Raises:
         ConfigError: a number that is not an integer in [0, 2^64), or not a stream.
     """
-    key = [_natural("seed", seed), _natural("image", image)]
-    counter = [0, _natural("step", step), _stream(stream), _natural("draw", draw)]
+    key = [natural("seed", seed), natural("image", image)]
+    counter = [0, natural("step", step), stream_number(stream), natural("draw", draw)]
     # Lists would pass through float64 and lose the low bits of large values.
     generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
-    drawn: Words = generator.random_raw(_natural("count", count))
+    drawn: Words = generator.random_raw(natural("count", count))
     return drawn
 
 
@@ -146,7 +147,7 @@ def normal(
         ConfigError: a number that is not an integer in [0, 2^64), or seeds that do not match
             the images.
     """
-    sides = _naturals("shape", shape)
+    sides = naturals("shape", shape)
     count = math.prod(sides)
     drawn = _draw(seed, images, stream=stream, step=step, count=(count + 1) // 2, draw=draw)
     flat = normals_from_words(drawn)[:, :count]
@@ -183,19 +184,9 @@ def _draw(
     draw: int = 0,
 ) -> Words:
     """[B, count] words; a row is `words` of that image."""
-    indices = _naturals("images", images)
-    if isinstance(seed, Sequence) or np.ndim(seed) > 0:
-        seeds = _naturals("seed", seed)
-    else:
-        seeds = [_natural("seed", seed)] * len(indices)
-    if len(seeds) != len(indices):
-        raise ConfigError(
-            "seed",
-            got=f"{len(seeds)} seeds",
-            expected=f"one seed, or one for each of {len(indices)} images",
-        )
-    drawn = np.empty((len(indices), count), np.uint64)
-    for row, own_seed, image in zip(drawn, seeds, indices, strict=True):
+    pairs = seeds_and_images(seed, images)
+    drawn = np.empty((len(pairs), count), np.uint64)
+    for row, (own_seed, image) in zip(drawn, pairs, strict=True):
         row[:] = words(own_seed, image, stream, step, count, draw=draw)
     return drawn
 
@@ -244,7 +235,34 @@ def _horner(coefs: tuple[float, ...], x: Floats) -> Floats:
     return total
 
 
-def _stream(value: Stream) -> int:
+def seeds_and_images(seed: int | Sequence[int], images: Sequence[int]) -> list[tuple[int, int]]:
+    """[B] the seed and the index of each image.
+
+    Raises:
+        ConfigError: a number that is not an integer in [0, 2^64), or seeds that do not match the
+            images.
+    """
+    indices = naturals("images", images)
+    given: Any = seed  # an array serves, too
+    if isinstance(given, Sequence | np.ndarray):
+        seeds = naturals("seed", given)
+    else:
+        seeds = [natural("seed", given)] * len(indices)
+    if len(seeds) != len(indices):
+        raise ConfigError(
+            "seed",
+            got=f"{len(seeds)} seeds",
+            expected=f"one seed, or one for each of {len(indices)} images",
+        )
+    return list(zip(seeds, indices, strict=True))
+
+
+def stream_number(value: Stream) -> int:
+    """A stream as the counter has it.
+
+    Raises:
+        ConfigError: no stream.
+    """
     try:
         return int(Stream(value))
     except ValueError as fault:
@@ -252,13 +270,19 @@ def _stream(value: Stream) -> int:
         raise ConfigError("stream", got=repr(value), expected=f"one of {expected}") from fault
 
 
-def _naturals(name: str, values: object) -> list[int]:
+def naturals(name: str, values: object) -> list[int]:
+    """`natural` of each."""
     if not isinstance(values, Iterable):
         raise ConfigError(name, got=repr(values), expected="a sequence of integers")
-    return [_natural(name, value) for value in values]
+    return [natural(name, value) for value in values]
 
 
-def _natural(name: str, value: object) -> int:
+def natural(name: str, value: object) -> int:
+    """A number that a 64-bit word can hold.
+
+    Raises:
+        ConfigError: it is not an integer in [0, 2^64).
+    """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

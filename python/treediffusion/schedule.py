@@ -145,19 +145,6 @@ class DiffusionSchedule:
         alpha = np.asarray(1.0 / np.sqrt(level**2 + self.sigma_data**2))
         return alpha, level * alpha
 
-    def x0_coefs(self, prediction: Literal["eps", "v"]) -> Float64:
-        """[T, 2] a and b of x0_hat = a x_t - b F, F the network's output.
-
-        eps: x_t solved for x0. v: with d the deviation of x0, F is -d alpha eps + sigma x0 / d, and
-        a = d^2 alpha is what an image of that deviation keeps on average; EDM's c_skip / c_in and
-        c_out are a and -b. On a linear schedule F is the published v (Salimans and Ho 2022) times
-        -1.
-        """
-        if prediction == "eps":
-            return np.stack([1.0 / self.alpha, self.sigma / self.alpha], axis=1)
-        d = self.data_std
-        return np.stack([d**2 * self.alpha, -d * self.sigma], axis=1)
-
     def inference_steps(self, count: int, *, spacing: Spacing) -> Int64:
         """The timesteps a sampler visits, [S] int64, descending: see `spacing.inference_steps`."""
         return inference_steps(self.log_snr, count, spacing=spacing)

@@ -17,6 +17,8 @@ from .errors import ConfigError
 from .topology import TreeTopology
 
 Signal = Literal["path", "leaf_id", "leaf_embedding", "leaf_id_embedding", "none"]
+Reconstruction = Literal["none", "concat", "shift"]
+"""How TreeVAE's image of the leaf is seen: not, as further channels, or as the noise's mean."""
 
 
 class Slots(NamedTuple):

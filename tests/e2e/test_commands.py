@@ -187,6 +187,21 @@ def test_the_way_between_two_leaves(bundle: Path, tmp_path: Path) -> None:
     assert main([*command, "--end", "r", "--out", str(out)]) == 2
 
 
+def test_no_images_to_draw_again_is_one_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reconstruct", "--bundle", str(bundle), "--data", "digits", "--num-images", "-1"]
+    assert main([*command, "--out", str(tmp_path / "a.png")]) == 2
+    assert "--num-images: got -1, expected at least 1" in capsys.readouterr().err
+
+
+def test_the_package_is_a_command() -> None:
+    """As torchrun starts it."""
+    command = [sys.executable, "-m", "treediffusion", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: treediffusion COMMAND")
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_there_and_quick(command: str) -> None:
     """Half a second of processor time: no torch, no matplotlib."""

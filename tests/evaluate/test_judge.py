@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.models import IRREGULAR, tiny_bundle
 from treediffusion.data import ImageSet, load_images
-from treediffusion.errors import DataError, ShapeError
+from treediffusion.errors import ConfigError, DataError, ShapeError
 from treediffusion.evaluate.figures import class_table
 from treediffusion.evaluate.judge import CLASSIFIER, judge
 from treediffusion.runtime import Engine
@@ -57,6 +57,10 @@ def test_labels_are_needed_and_must_be_the_same(digits: ImageSet, tmp_path: Path
             judge(engine, without, digits, tmp_path)
         with pytest.raises(DataError, match=r"labels.*test part"):
             judge(engine, digits, few, tmp_path)
+        with pytest.raises(ConfigError, match="num_images"):
+            judge(engine, digits, digits, tmp_path, num_images=1)
+        with pytest.raises(ShapeError, match="model draws"):
+            judge(engine, replace(digits, images=digits.images[..., :4, :4]), digits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from treediffusion.kernels.aot.table import faults, rows_for, with_rows
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("__init__", "errors", "files", "optional")
+# That of the environment, whose scripts need not be on the path, or the system's.
+CMAKE = shutil.which("cmake", path=sysconfig.get_path("scripts")) or shutil.which("cmake")
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
@@ -179,7 +182,7 @@ def test_one_of_each_kernel_is_as_recorded() -> None:
 
 
 @needs_triton
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="CMake is not installed")
+@pytest.mark.skipif(CMAKE is None, reason="CMake is not installed")
 def test_cmake_builds_and_installs(small: Path, built: Path, tmp_path: Path) -> None:
     steps = [
         ["-S", small, "-B", tmp_path / "b", "-DTREEDIFFUSION_CUDA_ARCHS=80;90"],
@@ -188,7 +191,7 @@ def test_cmake_builds_and_installs(small: Path, built: Path, tmp_path: Path) -> 
     ]
     steps[0].append(f"-DPython_EXECUTABLE={sys.executable}")
     for step in steps:
-        command = ["cmake", *map(str, step)]
+        command = [CMAKE, *map(str, step)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     installed = tmp_path / "site" / "treediffusion" / "kernels" / "built"

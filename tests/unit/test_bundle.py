@@ -230,7 +230,9 @@ def test_a_manifest_that_contradicts_itself(path: Path, edit: Edit) -> None:
         Bundle.open(path)
 
 
-@pytest.mark.parametrize("key", ["files", "image", "latent", "graphs", "schedule", "sampling"])
+@pytest.mark.parametrize(
+    "key", ["files", "image", "latent", "graphs", "denoiser", "schedule", "sampling"]
+)
 def test_a_missing_field(path: Path, key: str) -> None:
     change(path, lambda manifest: manifest.pop(key))
     with pytest.raises(BundleFormatError, match=key):

@@ -13,7 +13,7 @@ from ..bundle import CLIP_RANGE, Told
 from ..config import Config, DiffusionConfig, SamplingConfig
 from ..nn.tree_vae import TreeVAE
 from ..schedule import DiffusionSchedule
-from ..solvers import SolverTable, solver_table
+from ..solvers import SolverTable, table_along
 from .denoiser import Denoiser
 
 
@@ -76,16 +76,13 @@ def make_table(config: DiffusionConfig, sampling: SamplingConfig) -> SolverTable
     Raises:
         ConfigError: no such number of steps, or an eta that the solver does not have.
     """
-    schedule = make_schedule(config)
-    steps = schedule.inference_steps(sampling.num_inference_steps, spacing=sampling.spacing)
-    return solver_table(
+    return table_along(
+        make_schedule(config),
         sampling.solver,
-        steps,
-        schedule.alpha[steps],
-        schedule.sigma[steps],
-        prediction=config.prediction,
-        sigma_data=schedule.data_std,
+        num_inference_steps=sampling.num_inference_steps,
+        spacing=sampling.spacing,
         eta=sampling.eta,
+        prediction=config.prediction,
         clip_range=CLIP_RANGE,
     )
 

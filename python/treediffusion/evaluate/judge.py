@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import ImageSet, to_bytes
-from ..errors import DataError
+from ..errors import ConfigError, DataError, ShapeError
 from ..files import write_json
 from ..progress import Progress
 from ..runtime import Engine
@@ -30,6 +30,9 @@ from .leaf_quality import leaf_quality
 
 CLASSIFIER = "classifier.safetensors"
 CHUNK = 500
+"""Real images that are assigned at once."""
+DRAWN_AT_ONCE = 10
+"""Between two movements of the bar."""
 DRAWN_PER_SEEN = 20
 """Images that the classifier learns from in about the time in which one is drawn, for the bar."""
 
@@ -73,8 +76,18 @@ def judge(
         quiet: no progress bar.
 
     Raises:
+        ConfigError: too few images for a distance.
         DataError: images without labels, or with other classes in the parts.
+        ShapeError: images of another shape than the model's.
     """
+    if num_images < 2:
+        raise ConfigError("num_images", got=num_images, expected="at least 2, to have a spread")
+    for part in (train, test):
+        if part.images.shape[1:] != engine.image_shape:
+            raise ShapeError(
+                "images", got=list(part.images.shape[1:]),
+                expected=f"{list(engine.image_shape)}, those that the model draws",
+            )  # fmt: skip
     known, labels = _numbered(train)
     classes, test_labels = _numbered(test)
     if not np.array_equal(known, classes):
@@ -91,8 +104,8 @@ def judge(
             progress=progress,
         )  # fmt: skip
         images, leaf, again = [], [], []
-        for start in range(0, num_images, CHUNK):
-            count = min(CHUNK, num_images - start)
+        for start in range(0, num_images, DRAWN_AT_ONCE):
+            count = min(DRAWN_AT_ONCE, num_images - start)
             made = engine.generate(count, seed=seed, offset=start, **(sampling or {}))
             images.append(made.images)
             leaf.append(made.leaf)

@@ -16,7 +16,7 @@ from ..bundle import CLIP_RANGE, Bundle, Sampling
 from ..errors import ConfigError
 from ..schedule import Spacing
 from ..signals import guidance_weights, leaf_slots
-from ..solvers import SOLVERS, SolverTable, solver_table
+from ..solvers import SolverTable, table_along
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -59,21 +59,15 @@ def make_plan(bundle: Bundle, sampling: Sampling) -> Plan:
     Raises:
         ConfigError: an option out of its range, or guidance that the model was not trained for.
     """
-    if sampling.solver not in SOLVERS:
-        expected = f"one of {', '.join(SOLVERS)}"
-        raise ConfigError("solver", got=repr(sampling.solver), expected=expected)
     if isinstance(sampling.eta, bool) or not isinstance(sampling.eta, int | float):
         raise ConfigError("eta", got=repr(sampling.eta), expected="0 (DDIM) to 1 (DDPM)")
-    schedule = bundle.schedule
-    steps = schedule.inference_steps(sampling.num_inference_steps, spacing=sampling.spacing)
-    table = solver_table(
+    table = table_along(
+        bundle.schedule,
         sampling.solver,
-        steps,
-        schedule.alpha[steps],
-        schedule.sigma[steps],
-        prediction=bundle.told.prediction,
-        sigma_data=schedule.data_std,
+        num_inference_steps=sampling.num_inference_steps,
+        spacing=sampling.spacing,
         eta=sampling.eta,
+        prediction=bundle.told.prediction,
         clip_range=CLIP_RANGE,
     )
     slots = leaf_slots(bundle.topology, bundle.told.signal).ids.shape[1]

@@ -3,11 +3,12 @@
     y  = c clip(a x - b F) + e F + tau noise
     x' = mix . (y, x, s, h1, h2, h3) + noise,   s' = mix' . (y, x, s, h1, h2, h3)
 
-`solver_table` makes one from the solver's name and the noise levels, `run_table` follows it.
+`table_along` makes one from the solver's name and a schedule, `solver_table` from any noise levels;
+`follow` is the loop.
 """
 
-from .build import SOLVERS, Prediction, Solver, solver_table
-from .table import SolverTable, apply_row, follow, from_rows, run_table
+from .build import SOLVERS, Prediction, Solver, solver_table, table_along
+from .table import SolverTable, apply_row, follow, from_rows
 
 __all__ = [
     "SOLVERS",
@@ -17,6 +18,6 @@ __all__ = [
     "apply_row",
     "follow",
     "from_rows",
-    "run_table",
     "solver_table",
+    "table_along",
 ]

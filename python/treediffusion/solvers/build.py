@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,10 @@ from ..errors import ConfigError
 from . import methods
 from .levels import Levels
 from .table import Float64, SolverTable, from_rows
+
+if TYPE_CHECKING:
+    from ..schedule import DiffusionSchedule
+    from ..spacing import Spacing
 
 Solver = Literal["ddim", "ddpm", "ddpm_small", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"]
 Prediction = Literal["eps", "v"]
@@ -97,6 +101,43 @@ def solver_table(
     network = np.stack([a, b, np.ones_like(a), zero, zero], axis=1)
     timesteps = times.astype(np.int64)[visits]
     return SolverTable(timesteps, network[visits], mix, noise, clip, (low, high))
+
+
+def table_along(
+    schedule: DiffusionSchedule,
+    solver: str,
+    *,
+    num_inference_steps: int,
+    spacing: Spacing,
+    eta: float,
+    prediction: Prediction,
+    clip_range: tuple[float, float],
+) -> SolverTable:
+    """The coefficients of a solver along timesteps of a schedule: see `solver_table`.
+
+    Args:
+        schedule: the network's.
+        solver: one of `SOLVERS`.
+        num_inference_steps: timesteps asked for.
+        spacing: where they lie: see `spacing.inference_steps`.
+        eta: see `solver_table`.
+        prediction: what the network gives.
+        clip_range: lowest and highest pixel value.
+
+    Raises:
+        ConfigError: a number, a spacing or a solver that there is not.
+    """
+    steps = schedule.inference_steps(num_inference_steps, spacing=spacing)
+    return solver_table(
+        solver,
+        steps,
+        schedule.alpha[steps],
+        schedule.sigma[steps],
+        prediction=prediction,
+        sigma_data=schedule.data_std,
+        eta=eta,
+        clip_range=clip_range,
+    )
 
 
 def _estimate(levels: Levels, prediction: str, data: float) -> tuple[Float64, Float64]:

@@ -90,45 +90,6 @@ def from_rows(
     return SolverTable(times, network, mix, np.zeros(len(times)), clip, clip_range)
 
 
-def run_table(
-    table: SolverTable,
-    x_start: NDArray[Any],
-    network: Callable[[NDArray[Any], int], NDArray[Any]],
-    noise: Callable[[int], NDArray[Any]] | None = None,
-) -> NDArray[Any]:
-    """The whole loop; the truth for every other executor.
-
-    A weight of 0 is left out, so that what it would multiply need not be finite, or exist.
-
-    Args:
-        table: the evaluations; cast to x_start's type.
-        x_start: [...] float, unit noise at the first level; left as it is.
-        network: x [...] and its timestep to F [...].
-        noise: number of the evaluation, from 0, to [...] standard normal; asked where `draws`.
-
-    Returns:
-        [...] in x_start's type, the last x.
-
-    Raises:
-        ConfigError: no noise for a table that adds some.
-        ShapeError: x_start not floating, or an output or noise of another shape.
-    """
-    kind = x_start.dtype
-    if not np.issubdtype(kind, np.floating):
-        raise ShapeError("x_start", got=kind, expected="a floating type")
-
-    def evaluate(x: NDArray[Any], k: int, drawn: NDArray[Any] | None) -> NDArray[Any]:
-        output = _like("network", network(x, int(table.timestep[k])), x)
-        return apply_row(table, k, x, output, drawn)
-
-    def checked(k: int) -> NDArray[Any]:
-        assert noise is not None
-        return _like("noise", noise(k), x_start)
-
-    found: NDArray[Any] = follow(table, x_start, evaluate, None if noise is None else checked)
-    return found
-
-
 def apply_row(
     table: SolverTable,
     k: int,
@@ -152,6 +113,8 @@ def follow(
     noise: Callable[[int], Array] | None,
 ) -> Array:
     """The loop, whatever the arrays are: NumPy's, or another library's with its operators.
+
+    A weight of 0 is left out, so that what it would multiply need not be finite, or exist.
 
     Args:
         table: the evaluations.
@@ -189,10 +152,3 @@ def _combine(weights: Sequence[float], terms: Sequence[Array]) -> Array:
             total = part if total is None else total + part
     # An s that nothing uses any more may have no weights at all.
     return terms[0] if total is None else total
-
-
-def _like(name: str, values: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
-    if np.shape(values) != x.shape:
-        got = list(np.shape(values))
-        raise ShapeError(name, got=got, expected=f"{list(x.shape)}, the shape of x_start")
-    return np.asarray(values, x.dtype)
