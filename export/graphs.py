@@ -112,7 +112,7 @@ class Step(nn.Module):
         step: Tensor,
         noise: Tensor,
         reconstruction: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """One step of every image.
 
         Args:
@@ -125,14 +125,14 @@ class Step(nn.Module):
             reconstruction: [B, C, H, W] float in the network's pixel range, if it is seen.
 
         Returns:
-            [B, C, H, W] float.
+            [B, C, H, W] float, the next x; and the same of the estimate of x0, as a preview.
         """
-        emb = self.time_table[timesteps[step]] + cond
-        found = self.denoiser.predict(x, emb, reconstruction)
+        time = self.time_table[timesteps[step]]
+        found = self.denoiser.predict(x, time, cond, reconstruction)
         a, b, c, d, sigma = coef[step][:, :, None, None, None].unbind(dim=1)
         x0 = (a * x - b * found).clamp(*CLIP_RANGE)
         x_next: Tensor = c * x0 + d * found + sigma * noise
-        return x_next
+        return x_next, x0
 
 
 class Decode(nn.Module):

@@ -24,6 +24,7 @@ from ..errors import ParityError
 from ..noise import Stream, normal
 from ..optional import require
 from ..runtime.backends import OnnxRuntimeBackend
+from ..runtime.batches import Names
 from ..runtime.pixels import to_uint8
 from ..runtime.plan import Plan, make_plan
 from ..runtime.sampling import Sampler
@@ -134,9 +135,10 @@ def _generation(model: TreeDiffusion, sampler: Sampler, plan: Plan) -> dict[str,
     bundle = sampler.bundle
     images = list(range(IMAGES))
     leaf = np.arange(IMAGES, dtype=np.int64) % bundle.topology.num_leaves
-    noise = sampler.latent_noise(SEED, images)
+    names = Names([SEED] * len(images), images)
+    noise = sampler.latent_noise(names)
     z = sampler.call("path", {"noise": noise})["z"]
-    found = sampler.draw(z, leaf, plan, seed=SEED, images=images)
+    found = sampler.draw(z, leaf, plan, names)
     expected = _reference(model, noise, leaf, images, plan.table, np.float32)
     error, _ = _difference(found, expected)
     limit = GENERATION_LIMIT

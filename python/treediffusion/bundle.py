@@ -123,7 +123,7 @@ def graph_tensors(
         "path": ((noise,), (z, _rows("p_left", len(topology.routers)))),
         "posterior": ((images, noise), (z, leaf_prob)),
         "condition": ((*latents, nodes), (cond,)),
-        "step": (step, (_rows("x_next", *image_shape),)),
+        "step": (step, (_rows("x_next", *image_shape), _rows("x0", *image_shape))),
         "decode": ((z,), (_rows("images", leaves, *image_shape),)),
     }
 

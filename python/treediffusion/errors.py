@@ -72,6 +72,14 @@ class BackendUnavailableError(TreeDiffusionError, RuntimeError):
     """A back end or device that was asked for by name and cannot run here."""
 
 
+class CallCancelledError(TreeDiffusionError, RuntimeError):
+    """A call that its caller gave up."""
+
+
+class CallTimeoutError(TreeDiffusionError, TimeoutError):
+    """A call that took longer than it was allowed."""
+
+
 class BundleError(TreeDiffusionError):
     """A bundle that cannot be used."""
 

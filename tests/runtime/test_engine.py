@@ -29,6 +29,7 @@ from treediffusion.errors import (
 from treediffusion.progress import Progress
 from treediffusion.runtime import Engine
 from treediffusion.runtime.backends import OnnxRuntimeBackend
+from treediffusion.runtime.batches import Names, name_images
 from treediffusion.runtime.pixels import to_uint8, to_unit
 from treediffusion.runtime.plan import Plan
 from treediffusion.runtime.routing import choose
@@ -74,9 +75,9 @@ def test_floats_are_the_same_bits_alone_and_in_a_batch(threads: int) -> None:
     leaf = np.arange(7, dtype=np.int64) % IRREGULAR.num_leaves
 
     def floats(sampler: Sampler, images: list[int]) -> np.ndarray:
-        noise = sampler.latent_noise(3, images)
-        z = sampler.call("path", {"noise": noise})["z"]
-        return sampler.draw(z, leaf[images], plan, seed=3, images=images)
+        names = Names([3] * len(images), images)
+        z, _ = sampler.prior(names)
+        return sampler.draw(z, leaf[images], plan, names)
 
     batch = floats(many, list(range(7)))
     assert batch.dtype == np.float32
@@ -108,7 +109,8 @@ def test_offset_cuts_a_run_into_calls(engine: Engine) -> None:
     whole, part = engine.generate(5, seed=1), engine.generate(2, seed=1, offset=3)
     assert np.array_equal(whole.images[3:], part.images)
     assert np.array_equal(whole.leaf[3:], part.leaf)
-    assert (part.seed, part.offset) == (1, 3)
+    assert part.seed.tolist() == [1, 1]
+    assert part.index.tolist() == [3, 4]
 
 
 def test_seeds_and_images_differ(engine: Engine) -> None:
@@ -141,17 +143,17 @@ def test_latents_of_a_node_lead_there() -> None:
     """One root in six turns left; of the roots drawn for the left child, practically all do."""
     sampler = Sampler(Bundle.open(tiny_bundle()), DecidedByTheRoot())
     left, right = IRREGULAR.names[1:3]
-    images = range(100)
-    whole = sampler.prior(0, images)[0][:, 0, 0, 0, 0]
+    names = name_images(100)
+    whole = sampler.prior(names)[0][:, 0, 0, 0, 0]
     assert 5 <= (whole > 1).sum() <= 30
-    assert (sampler.prior_through(left, 0, images)[0][:, 0, 0, 0, 0] > 1).mean() > 0.95
-    assert (sampler.prior_through(right, 0, images)[0][:, 0, 0, 0, 0] <= 1).all()
+    assert (sampler.prior_through(left, names)[0][:, 0, 0, 0, 0] > 1).mean() > 0.95
+    assert (sampler.prior_through(right, names)[0][:, 0, 0, 0, 0] <= 1).all()
 
 
 def test_a_node_keeps_its_images_in_any_batch() -> None:
     sampler = Sampler(Bundle.open(tiny_bundle()), DecidedByTheRoot())
-    whole = sampler.prior_through("r0", 3, range(6))[0]
-    assert np.array_equal(whole[4:5], sampler.prior_through("r0", 3, range(4, 5))[0])
+    whole = sampler.prior_through("r0", name_images(6, 3))[0]
+    assert np.array_equal(whole[4:5], sampler.prior_through("r0", name_images(1, 3, offset=4))[0])
 
 
 def test_choices_follow_the_weights() -> None:
@@ -208,7 +210,7 @@ def test_reconstruction_draws_leaves_by_probability(engine: Engine) -> None:
 
 def test_assignment_does_not_depend_on_the_batch(engine: Engine) -> None:
     images = photos(5)
-    whole = engine.assign(images, batch_size=3)
+    whole = engine.assign(images)
     for i in range(5):
         assert np.array_equal(whole[i], engine.assign(images[i : i + 1])[0])
 

@@ -1,16 +1,19 @@
 """The user's face of a bundle: images of a node, leaf sheets, assignments, reconstructions.
 
 Image i of seed s is one image: alone, in any batch, at any `batch_size`, bit for bit on one machine
-and ONNX Runtime; see `backends` for what that costs. Arrays in, arrays out; no torch.
+and back end; see `backends` for what that costs. Arrays in, arrays out; no torch, no global state,
+no threads of its own. A call holds `batch_size` images at once, whatever it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, get_args
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,54 +22,19 @@ from ..bundle import Bundle
 from ..errors import ConfigError, ShapeError, TopologyError
 from ..topology import TreeTopology
 from .backends import open_backend
-from .batches import collect, cut, integer
+from .batches import Names, cut, integer, name_images
+from .control import CallOptions, Control
 from .pixels import to_uint8, to_unit
-from .plan import Plan, SamplingOptions, make_plan
-from .routing import leaf_probabilities, route, turn_probabilities
+from .plan import Plan, make_plan
+from .results import Bytes, Floats, Generation, Preview, Sheet
+from .routing import leaf_probabilities
 from .sampling import Sampler
+from .tasks import Task, Tasks
 
-if TYPE_CHECKING:
-    from ..progress import Progress
-
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-LeafChoice = Literal["sampled", "most_probable"]
-BATCH_SIZE = 32
 UNIT = (0.0, 1.0)
+LEAF_CHOICES = ("sampled", "most_probable")
 
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """Generated images and where they come from.
-
-    Attributes:
-        images: [n, C, H, W] uint8.
-        leaf: [n] int64, id of each image's leaf.
-        leaf_prob: [n, L] float32, probability of each leaf given the image's latents, whatever
-            node was asked for; after `reconstruct`, given the image that was reconstructed.
-        leaf_names: [L] what the ids mean.
-        seed: of all images.
-        offset: index of the first image.
-    """
-
-    images: Bytes
-    leaf: NDArray[np.int64]
-    leaf_prob: Floats
-    leaf_names: tuple[str, ...]
-    seed: int
-    offset: int
-
-
-class Sheet(NamedTuple):
-    """The same latents through every leaf.
-
-    Attributes:
-        images: [n, L, C, H, W] uint8.
-        leaf_prob: [n, L] float32.
-    """
-
-    images: Bytes
-    leaf_prob: Floats
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -95,6 +63,7 @@ class Engine:
         self._bundle = Bundle.open(bundle, verify=verify)
         self._backend = open_backend(backend, self._bundle, threads=threads)
         self._sampler = Sampler(self._bundle, self._backend)
+        self.tasks = Tasks(self._sampler)
 
     def __enter__(self) -> Self:
         return self
@@ -131,16 +100,21 @@ class Engine:
         """[N] share of the training images that reach each node."""
         return self._bundle.node_share
 
+    def warmup(self) -> None:
+        """Loads every graph and runs it once, so that the first call is as fast as the next."""
+        images = np.zeros((1, *self.image_shape), np.uint8)
+        self.assign(images)
+        self.decode_prior(1)
+        self.reconstruct(images, num_inference_steps=1)
+        self.generate(1, num_inference_steps=1)
+
     def generate(
         self,
         num_images: int = 1,
         *,
         node: str = "r",
         seed: int = 0,
-        offset: int = 0,
-        batch_size: int = BATCH_SIZE,
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[CallOptions],
     ) -> Generation:
         """Draws images.
 
@@ -148,72 +122,54 @@ class Engine:
             num_images: n.
             node: only leaves below it, with latents that lead there; 'r' is the whole tree.
             seed: of everything random.
-            offset: index of the first image, so that a long run can be cut into calls.
-            batch_size: images held at once; it changes memory, never an image.
-            progress: advanced by 1 per image.
-            **sampling: see `SamplingOptions`.
+            **options: see `CallOptions`.
 
         Raises:
             ConfigError: a number out of its range.
             TopologyError: no node has this name.
+            CallCancelledError: the call was cancelled.
+            CallTimeoutError: its time was over.
         """
         self._row(node)
-        plan = self._plan(sampling)
+        plan, control, names = self._read(num_images, seed, options)
 
-        def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._prior(seed, images, node)
-            leaf = route(self.topology, p_left, seed=seed, images=images, node=node)
-            x = self._sampler.draw(z, leaf, plan, seed=seed, images=images)
-            return self._bytes(x), leaf, leaf_probabilities(self.topology, p_left)
+        def task(rows: slice, batch: Names) -> Task[Generation]:
+            return self.tasks.generate(batch, plan, node=node)
 
-        batches = cut(num_images, seed, offset, batch_size)
-        pixels, leaf, leaf_prob = collect(one, batches, progress)
-        return Generation(pixels, leaf, leaf_prob, self.topology.leaf_names, int(seed), int(offset))
+        return Generation.joined(self._finished(task, names, control))
 
-    def sheet(
-        self,
-        num_images: int = 1,
-        *,
-        seed: int = 0,
-        offset: int = 0,
-        batch_size: int = BATCH_SIZE,
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Sheet:
+    def sheet(self, num_images: int = 1, *, seed: int = 0, **options: Unpack[CallOptions]) -> Sheet:
         """Draws every leaf's image of the same root and the same noise.
 
         Row i has the latents of the image i that `generate` draws of the whole tree, and for that
         image's leaf it is that image. In the other leaves it is what would have been, had every
-        router turned another way, however improbable. The arguments are those of `generate`.
+        router turned another way, however improbable. Arguments and errors are those of
+        `generate`.
         """
-        plan = self._plan(sampling)
+        plan, control, names = self._read(num_images, seed, options)
 
-        def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._sampler.prior(seed, images)
-            pixels = self._all_leaves(z, plan, seed=seed, images=images)
-            return pixels, leaf_probabilities(self.topology, p_left)
+        def task(rows: slice, batch: Names) -> Task[Sheet]:
+            return self.tasks.generate_leaves(batch, plan)
 
-        batches = cut(num_images, seed, offset, batch_size)
-        return Sheet(*collect(one, batches, progress))
+        return Sheet.joined(self._finished(task, names, control))
 
     def decode_prior(
-        self, num_images: int = 1, *, seed: int = 0, offset: int = 0, batch_size: int = BATCH_SIZE
+        self, num_images: int = 1, *, seed: int = 0, **options: Unpack[CallOptions]
     ) -> Sheet:
         """TreeVAE's own images of the latents that `sheet` has for the same seed."""
-
-        def one(images: range) -> tuple[Any, ...]:
-            z, p_left = self._sampler.prior(seed, images)
+        _, control, names = self._read(num_images, seed, options)
+        parts = []
+        for _, batch in cut(names, control.batch_size):
+            z, p_left = self._sampler.prior(batch)
             decoded = self._sampler.call("decode", {"z": z})["images"]
-            return to_uint8(decoded, UNIT), leaf_probabilities(self.topology, p_left)
+            parts.append(Sheet(to_uint8(decoded, UNIT), leaf_probabilities(self.topology, p_left)))
+        return Sheet.joined(parts)
 
-        return Sheet(*collect(one, cut(num_images, seed, offset, batch_size), None))
-
-    def assign(self, images: Bytes, *, batch_size: int = BATCH_SIZE) -> Floats:
+    def assign(self, images: Bytes) -> Floats:
         """The probability of each leaf given an image.
 
         Args:
             images: [n, C, H, W] uint8.
-            batch_size: images held as floats at once.
 
         Returns:
             [n, L] float32; a row sums to 1.
@@ -222,66 +178,48 @@ class Engine:
             ShapeError: another type or shape.
         """
         self._check_images(images)
-
-        def one(rows: range) -> tuple[Any, ...]:
-            unit = to_unit(images[rows.start : rows.stop])
-            return (self._sampler.call("assign", {"images": unit})["leaf_prob"],)
-
-        (leaf_prob,) = collect(one, cut(len(images), 0, 0, batch_size), None)
-        return np.asarray(leaf_prob)
+        parts = [
+            self._sampler.call("assign", {"images": to_unit(images[rows])})["leaf_prob"]
+            for rows, _ in cut(name_images(len(images)), Control.batch_size)
+        ]
+        return np.concatenate(parts)
 
     def reconstruct(
         self,
         images: Bytes,
         *,
-        leaf: LeafChoice = "sampled",
+        leaf: str = "sampled",
         seed: int = 0,
-        batch_size: int = BATCH_SIZE,
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[CallOptions],
     ) -> Generation:
         """Draws images from the latents of given ones.
 
         Args:
             images: [n, C, H, W] uint8; the position of an image is its index.
-            leaf: draw each image's leaf, or take its most probable one.
+            leaf: 'sampled' draws each image's leaf, 'most_probable' takes the likeliest; or the
+                name of the leaf that all of them are redrawn in.
             seed: of everything random.
-            batch_size: as for `generate`.
-            progress: advanced by 1 per image.
-            **sampling: see `SamplingOptions`.
+            **options: see `CallOptions`.
 
         Raises:
             ShapeError: another type or shape.
             ConfigError: a number out of its range, or another choice of leaf.
+            CallCancelledError: the call was cancelled.
+            CallTimeoutError: its time was over.
         """
         self._check_images(images)
-        if leaf not in get_args(LeafChoice):
-            raise ConfigError("leaf", got=repr(leaf), expected="'sampled' or 'most_probable'")
-        plan = self._plan(sampling)
-        tree = self.topology
+        if leaf not in (*LEAF_CHOICES, *self.topology.leaf_names):
+            known = f"'sampled', 'most_probable' or one of {', '.join(self.topology.leaf_names)}"
+            raise ConfigError("leaf", got=repr(leaf), expected=known)
+        plan, control, names = self._read(len(images), seed, options)
 
-        def one(rows: range) -> tuple[Any, ...]:
-            z, leaf_prob = self._posterior(images, seed, rows)
-            if leaf == "sampled":
-                p_left = turn_probabilities(tree, leaf_prob)
-                chosen = route(tree, p_left, seed=seed, images=rows)
-            else:
-                chosen = leaf_prob.argmax(axis=1)
-            x = self._sampler.draw(z, chosen, plan, seed=seed, images=rows)
-            return self._bytes(x), chosen, leaf_prob
+        def task(rows: slice, batch: Names) -> Task[Generation]:
+            return self.tasks.reconstruct(images[rows], batch, plan, leaf=leaf)
 
-        batches = cut(len(images), seed, 0, batch_size)
-        pixels, chosen, leaf_prob = collect(one, batches, progress)
-        return Generation(pixels, chosen, leaf_prob, tree.leaf_names, int(seed), 0)
+        return Generation.joined(self._finished(task, names, control))
 
     def reconstruct_sheet(
-        self,
-        images: Bytes,
-        *,
-        seed: int = 0,
-        batch_size: int = BATCH_SIZE,
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, images: Bytes, *, seed: int = 0, **options: Unpack[CallOptions]
     ) -> Sheet:
         """Draws every leaf's image from the latents of given ones.
 
@@ -289,14 +227,12 @@ class Engine:
         be there. Arguments and errors are those of `reconstruct`.
         """
         self._check_images(images)
-        plan = self._plan(sampling)
+        plan, control, names = self._read(len(images), seed, options)
 
-        def one(rows: range) -> tuple[Any, ...]:
-            z, leaf_prob = self._posterior(images, seed, rows)
-            return self._all_leaves(z, plan, seed=seed, images=rows), leaf_prob
+        def task(rows: slice, batch: Names) -> Task[Sheet]:
+            return self.tasks.reconstruct_leaves(images[rows], batch, plan)
 
-        batches = cut(len(images), seed, 0, batch_size)
-        return Sheet(*collect(one, batches, progress))
+        return Sheet.joined(self._finished(task, names, control))
 
     def interpolate(
         self,
@@ -306,10 +242,7 @@ class Engine:
         frames: int = 8,
         num_images: int = 1,
         seed: int = 0,
-        offset: int = 0,
-        batch_size: int = BATCH_SIZE,
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[CallOptions],
     ) -> Bytes:
         """Draws images on the way from one leaf to another.
 
@@ -322,11 +255,8 @@ class Engine:
             end: name of the last frame's.
             frames: F, at least 2.
             num_images: n, each with latents and noise of its own.
-            seed: as for `generate`.
-            offset: as for `generate`.
-            batch_size: as for `generate`.
-            progress: advanced by 1 per image.
-            **sampling: see `SamplingOptions`.
+            seed: of everything random.
+            **options: see `CallOptions`.
 
         Returns:
             [n, F, C, H, W] uint8.
@@ -334,61 +264,102 @@ class Engine:
         Raises:
             TopologyError: no leaf has such a name.
             ConfigError: a number out of its range.
+            CallCancelledError: the call was cancelled.
+            CallTimeoutError: its time was over.
         """
-        ends = [self._leaf(start), self._leaf(end)]
-        share = np.linspace(0.0, 1.0, integer("frames", frames, 2))
-        plan = self._plan(sampling)
+        self._leaf(start)
+        self._leaf(end)
+        count = integer("frames", frames, 2)
+        plan, control, names = self._read(num_images, seed, options)
 
-        def one(images: range) -> tuple[Any, ...]:
-            z, _ = self._sampler.prior(seed, images)
-            first, last = (self._sampler.signals(z, np.full(len(z), leaf), plan) for leaf in ends)
-            moved = [first.towards(last, part) for part in share]
-            drawn = [
-                self._bytes(self._sampler.denoise(told, plan, seed=seed, images=images))
-                for told in moved
-            ]
-            return (np.stack(drawn, axis=1),)
+        def task(rows: slice, batch: Names) -> Task[Bytes]:
+            return self.tasks.interpolate(batch, plan, start=start, end=end, frames=count)
 
-        (pixels,) = collect(one, cut(num_images, seed, offset, batch_size), progress)
-        return pixels
+        return np.concatenate(self._finished(task, names, control))
 
-    def _posterior(self, images: Bytes, seed: int, rows: range) -> tuple[Floats, Floats]:
-        noise = self._sampler.latent_noise(seed, rows)
-        feeds = {"images": to_unit(images[rows.start : rows.stop]), "noise": noise}
-        found = self._sampler.call("posterior", feeds)
-        return found["z"], found["leaf_prob"]
+    def stream(
+        self,
+        num_images: int = 1,
+        *,
+        node: str = "r",
+        seed: int = 0,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Preview | Generation]:
+        """`generate`, watched: a preview after each evaluation, and at last the images.
 
-    def _all_leaves(self, z: Floats, plan: Plan, *, seed: int, images: range) -> Bytes:
-        """[B, L, C, H, W]: the same latents and noise in every leaf."""
-        leaves = self.topology.num_leaves
-        row = np.repeat(np.arange(len(z)), leaves)
-        leaf = np.tile(np.arange(leaves, dtype=np.int64), len(z))
-        x = self._sampler.draw(z[row], leaf, plan, seed=seed, images=[images[i] for i in row])
-        return self._bytes(x).reshape(len(z), leaves, *self.image_shape)
+        All images are drawn side by side, whatever the `batch_size`. Closing the iterator ends
+        the call.
+        """
+        self._row(node)
+        plan, control, names = self._read(num_images, seed, options)
+        task = self.tasks.generate(names, plan, node=node)
+        for _ in self._evaluations(task, control):
+            yield task.preview(slice(0, len(names)))
+        yield task.result()
 
-    def _prior(self, seed: int, images: range, node: str) -> tuple[Floats, Floats]:
-        if node == self.topology.names[TreeTopology.ROOT]:
-            return self._sampler.prior(seed, images)
-        return self._sampler.prior_through(node, seed, images)
+    async def astream(
+        self, num_images: int = 1, **arguments: Any
+    ) -> AsyncIterator[Preview | Generation]:
+        """`stream` for an event loop: evaluations run in a thread, one after the other.
 
-    def _bytes(self, x: Floats) -> Bytes:
-        return to_uint8(x, self._bundle.pixel_range)
+        Cancelling it, or leaving the loop that reads it, ends the call at its next evaluation.
+        """
+        events = self.stream(num_images, **arguments)
+        while (event := await asyncio.to_thread(next, events, None)) is not None:
+            yield event
+
+    async def agenerate(self, num_images: int = 1, **arguments: Any) -> Generation:
+        """`generate` for an event loop, in a thread; cancelling it ends the call, too."""
+        cancel = arguments.setdefault("cancel", threading.Event())
+        try:
+            return await asyncio.to_thread(self.generate, num_images, **arguments)
+        except asyncio.CancelledError:
+            cancel.set()
+            raise
+
+    def _finished(
+        self, make: Callable[[slice, Names], Task[Result]], names: Names, control: Control
+    ) -> list[Result]:
+        """Every batch's result."""
+        results = []
+        for rows, batch in cut(names, control.batch_size):
+            control.check()
+            task = make(rows, batch)
+            for _ in self._evaluations(task, control):
+                if control.callback is not None:
+                    control.callback(task.preview(rows))
+            results.append(task.result())
+            if control.progress is not None:
+                control.progress.advance(len(batch), "images")
+        return results
+
+    def _evaluations(self, task: Task[Any], control: Control) -> Iterator[None]:
+        """Runs a task, stopping after each evaluation of the network."""
+        while not task.drawing.done:
+            control.check()
+            self.tasks.advance([task])
+            yield
+
+    def _read(
+        self, num_images: int, seed: int, options: CallOptions
+    ) -> tuple[Plan, Control, Names]:
+        """A call's numbers and options, checked."""
+        told = {name: value for name, value in options.items() if value is not None}
+        running = {each.name for each in fields(Control)} - {"started"}
+        control = Control(**{name: told.pop(name) for name in running & set(told)})  # type: ignore[arg-type]
+        names = name_images(num_images, seed, seeds=control.seeds, offset=control.offset)
+        wanted = replace(self._bundle.sampling, **told)  # type: ignore[arg-type]
+        return make_plan(self._bundle, wanted), control, names
 
     def _row(self, node: object) -> int:
         if not isinstance(node, str):
             raise TopologyError("node", got=repr(node), expected="a name, such as 'r' or 'r01'")
         return self.topology.row(node)
 
-    def _leaf(self, name: object) -> int:
+    def _leaf(self, name: object) -> None:
         if name not in self.topology.leaf_names:
             names = ", ".join(self.topology.leaf_names)
             raise TopologyError("leaf", got=repr(name), expected=f"one of {names}")
-        return self.topology.leaf_names.index(name)
-
-    def _plan(self, given: SamplingOptions) -> Plan:
-        told = {name: value for name, value in given.items() if value is not None}
-        wanted = replace(self._bundle.sampling, **told)  # type: ignore[arg-type]
-        return make_plan(self._bundle, wanted)
 
     def _check_images(self, images: object) -> None:
         expected = f"uint8 [n, {', '.join(map(str, self.image_shape))}], n at least 1"

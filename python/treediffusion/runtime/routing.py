@@ -87,7 +87,7 @@ def route(
     topology: TreeTopology,
     p_left: Floats,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     images: Sequence[int],
     node: str = "r",
 ) -> Ints:
@@ -96,7 +96,7 @@ def route(
     Args:
         topology: the tree.
         p_left: [B, I] probability of "left" at each router.
-        seed: of the turns.
+        seed: of the turns; one for all, or one per image.
         images: [B] each image's own index.
         node: where the walk begins; the turns above it are forced.
 

@@ -12,9 +12,9 @@ none yet. It knows no solver and draws no noise. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +90,27 @@ def from_rows(
     return SolverTable(times, network, mix, np.zeros(len(times)), clip, clip_range)
 
 
+class Evaluation(NamedTuple, Generic[Array]):
+    """What a walk along a table asks the network next.
+
+    Attributes:
+        k: the row of the table.
+        x: [...] the network's input.
+        drawn: [...] the noise of this row, None where it has none.
+    """
+
+    k: int
+    x: Array
+    drawn: Array | None
+
+
+def estimate(table: SolverTable, k: int, x: NDArray[Any], output: NDArray[Any]) -> NDArray[Any]:
+    """The estimate of x0 at evaluation k, from the network's output for x; all [...] of one type."""
+    a, b = table.network[k, :2].astype(x.dtype)
+    d: NDArray[Any] = a * x - b * output
+    return np.clip(d, *table.clip_range) if table.clip else d
+
+
 def apply_row(
     table: SolverTable,
     k: int,
@@ -98,28 +119,23 @@ def apply_row(
     drawn: NDArray[Any] | None,
 ) -> NDArray[Any]:
     """y of evaluation k, from the network's output for x; all [...] of one type."""
-    a, b, c, e, tau = table.network[k].astype(x.dtype)
-    d = a * x - b * output
-    if table.clip:
-        d = np.clip(d, *table.clip_range)
-    y: NDArray[Any] = c * d + e * output
+    c, e, tau = table.network[k, 2:].astype(x.dtype)
+    y: NDArray[Any] = c * estimate(table, k, x, output) + e * output
     return y if tau == 0 or drawn is None else y + tau * drawn
 
 
-def follow(
-    table: SolverTable,
-    x_start: Array,
-    evaluate: Callable[[Array, int, Array | None], Array],
-    noise: Callable[[int], Array] | None,
-) -> Array:
-    """The loop, whatever the arrays are: NumPy's, or another library's with its operators.
+def walk(
+    table: SolverTable, x_start: Array, noise: Callable[[int], Array] | None
+) -> Generator[Evaluation[Array], Array, Array]:
+    """Goes along the table: yields what to ask the network, is sent y, returns the last x.
 
-    A weight of 0 is left out, so that what it would multiply need not be finite, or exist.
+    Whoever drives it decides when each evaluation happens, and what else shares its call. Arrays
+    may be NumPy's, or another library's with its operators. A weight of 0 is left out, so that
+    what it would multiply need not be finite, or exist.
 
     Args:
         table: the evaluations.
         x_start: [...] float, unit noise at the first level; left as it is.
-        evaluate: x, number of the evaluation, and its noise where it needs some, to y.
         noise: number of the evaluation, from 0, to [...] standard normal; asked where `draws`.
 
     Raises:
@@ -133,13 +149,40 @@ def follow(
     earlier: list[Array] = []
     for k, draws in enumerate(table.draws.tolist()):
         drawn = noise(k) if noise is not None and draws else None
-        y = evaluate(x, k, drawn)
+        y = yield Evaluation(k, x, drawn)
         terms = (y, x, saved, *earlier)
         x, saved = _combine(mix[k][0], terms), _combine(mix[k][1], terms)
         if drawn is not None and spread[k] != 0:
             x = x + spread[k] * drawn
         earlier = [y, *earlier][: COLUMNS - H1]
     return x
+
+
+def follow(
+    table: SolverTable,
+    x_start: Array,
+    evaluate: Callable[[Array, int, Array | None], Array],
+    noise: Callable[[int], Array] | None,
+) -> Array:
+    """The whole walk, each evaluation made at once.
+
+    Args:
+        table: the evaluations.
+        x_start: as for `walk`.
+        evaluate: x, number of the evaluation, and its noise where it needs some, to y.
+        noise: as for `walk`.
+
+    Raises:
+        ConfigError: no noise for a table that adds some.
+    """
+    steps = walk(table, x_start, noise)
+    answer: Array | None = None
+    while True:
+        try:
+            asked = steps.send(answer)  # type: ignore[arg-type]
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        answer = evaluate(asked.x, asked.k, asked.drawn)
 
 
 def _combine(weights: Sequence[float], terms: Sequence[Array]) -> Array:
