@@ -25,7 +25,7 @@ from .backends import open_backend
 from .batches import Names, cut, integer, name_images
 from .control import CallOptions, Control
 from .pixels import to_uint8, to_unit
-from .plan import Plan, make_plan
+from .plan import Plan, SamplingOptions, make_plan
 from .results import Bytes, Floats, Generation, Preview, Sheet
 from .routing import leaf_probabilities
 from .sampling import Sampler
@@ -99,6 +99,24 @@ class Engine:
     def node_share(self) -> NDArray[np.float64]:
         """[N] share of the training images that reach each node."""
         return self._bundle.node_share
+
+    @property
+    def bucket(self) -> int:
+        """Rows of a call of the network; fewer take as long."""
+        return self._backend.bucket
+
+    def info(self) -> dict[str, str | int]:
+        """What really runs: back end, version, device, precision, bucket."""
+        return self._backend.describe()
+
+    def plan(self, **sampling: Unpack[SamplingOptions]) -> Plan:
+        """How a call with these options draws its images, for `tasks`.
+
+        Raises:
+            ConfigError: an option out of its range.
+        """
+        told = {name: value for name, value in sampling.items() if value is not None}
+        return make_plan(self._bundle, replace(self._bundle.sampling, **told))  # type: ignore[arg-type]
 
     def warmup(self) -> None:
         """Loads every graph and runs it once, so that the first call is as fast as the next."""
@@ -348,8 +366,7 @@ class Engine:
         running = {each.name for each in fields(Control)} - {"started"}
         control = Control(**{name: told.pop(name) for name in running & set(told)})  # type: ignore[arg-type]
         names = name_images(num_images, seed, seeds=control.seeds, offset=control.offset)
-        wanted = replace(self._bundle.sampling, **told)  # type: ignore[arg-type]
-        return make_plan(self._bundle, wanted), control, names
+        return self.plan(**told), control, names  # type: ignore[arg-type]
 
     def _row(self, node: object) -> int:
         if not isinstance(node, str):

@@ -1,0 +1,144 @@
+"""A client of `treediffusion serve`, with nothing but the standard library.
+
+    client = Client("http://127.0.0.1:8000")
+    for image in client.generate(node="r01", n=4, seed=7):
+        image.save(f"{image.leaf}-{image.seed}-{image.offset}.png")
+
+Copy this file where treediffusion is not installed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class ServerError(Exception):
+    """What the server refused, or could not do.
+
+    Attributes:
+        status: of the answer.
+        kind: 'invalid_request', 'unauthorized', 'too_large', 'busy', 'timeout', ..
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(f"{message} ({kind}, {status})")
+        self.status, self.kind = status, kind
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image and where it comes from; `seed` and `offset` draw it again."""
+
+    index: int
+    png: bytes
+    leaf: str
+    leaf_prob: float
+    path: tuple[str, ...]
+    seed: int
+    offset: int
+
+    @classmethod
+    def read(cls, item: dict[str, Any]) -> Image:
+        """From an answer's item."""
+        rest = {name: value for name, value in item.items() if name not in ("image", "path")}
+        return cls(png=base64.b64decode(item["image"]), path=tuple(item["path"]), **rest)
+
+    def save(self, file: str | Path) -> None:
+        """Writes the PNG."""
+        Path(file).write_bytes(self.png)
+
+
+class Client:
+    """Asks one server.
+
+    Args:
+        url: of the server.
+        key: where it asks for one.
+        timeout: seconds without a sign of it.
+        retries: how often a busy server is asked again, after the time that it names.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout: float = 90.0, retries: int = 3
+    ) -> None:
+        self._url, self._key = url.rstrip("/"), key
+        self._timeout, self._retries = timeout, retries
+
+    def tree(self) -> dict[str, Any]:
+        """The tree, and what can be asked of it."""
+        return self._json("GET", "/v1/tree", None)
+
+    def generate(self, **request: Any) -> list[Image]:
+        """New images: `node`, `n`, `seed` or `seeds`, `num_inference_steps`, `solver`, .."""
+        return self._images("/v1/generate", request)
+
+    def sheet(self, **request: Any) -> list[Image]:
+        """The same latents and noise in every leaf: `n`, `seed`, .."""
+        return self._images("/v1/sheet", request)
+
+    def interpolate(self, start: str, end: str, **request: Any) -> list[Image]:
+        """The way from one leaf to another: `frames`, `seed`, .."""
+        return self._images("/v1/interpolate", {"start": start, "end": end, **request})
+
+    def reconstruct(self, file: bytes, **request: Any) -> list[Image]:
+        """An image file drawn again: `leaf`, `seed`, .."""
+        return self._images("/v1/reconstruct", {"image": _text(file), **request})
+
+    def assign(self, files: Sequence[bytes]) -> list[dict[str, float]]:
+        """The probability of each leaf, by name, for each image file."""
+        answer = self._json("POST", "/v1/assign", {"images": [_text(file) for file in files]})
+        return [dict(zip(answer["leaf_names"], row, strict=True)) for row in answer["leaf_prob"]]
+
+    def stream(self, **request: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`generate`, watched: pairs of an event's name and what it says, as they come."""
+        with self._open("POST", "/v1/generate", {**request, "stream": True}) as answer:
+            event = ""
+            for line in answer:
+                name, _, rest = line.decode().rstrip("\n").partition(": ")
+                if name == "event":
+                    event = rest
+                elif name == "data":
+                    yield event, json.loads(rest)
+
+    def _images(self, path: str, request: dict[str, Any]) -> list[Image]:
+        return [Image.read(item) for item in self._json("POST", path, request)["data"]]
+
+    def _json(self, method: str, path: str, request: dict[str, Any] | None) -> dict[str, Any]:
+        with self._open(method, path, request) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def _open(self, method: str, path: str, request: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = None if request is None else json.dumps(request).encode()
+        asked = urllib.request.Request(self._url + path, data, headers, method=method)
+        for left in range(self._retries, -1, -1):
+            try:
+                return urllib.request.urlopen(asked, timeout=self._timeout)
+            except urllib.error.HTTPError as refusal:
+                if refusal.code != 429 or not left:
+                    raise _error(refusal) from None
+                time.sleep(float(refusal.headers.get("Retry-After", 1)))
+        raise AssertionError
+
+
+def _text(file: bytes) -> str:
+    return base64.b64encode(file).decode("ascii")
+
+
+def _error(refusal: urllib.error.HTTPError) -> ServerError:
+    try:
+        fault = json.load(refusal)["error"]
+        return ServerError(refusal.code, fault["type"], fault["message"])
+    except (ValueError, KeyError, TypeError):
+        return ServerError(refusal.code, "unknown", str(refusal.reason))

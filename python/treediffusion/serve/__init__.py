@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: FastAPI over one engine thread, without torch."""
