@@ -268,7 +268,13 @@ class Config(Section):
     preset: str = ""
     """The preset these settings began as; empty for none."""
     data: str = "digits"
-    """`digits`, or a folder of idx files or images, or an .npy/.npz file."""
+    """A data set's name, such as `cifar10`, or a folder, zip or CSV list of pictures, an .npy or
+    .npz file, or idx files. `treediffusion data` lists the names, and shows what is in a set."""
+    image_size: Count | None = None
+    """Side to scale images to: the middle square of pictures, or what a named set cuts out. Left
+    out, images stay as they are, or are as the named set has them."""
+    skip_corrupt: bool = False
+    """Leave out files that cannot be used; otherwise they are an error that names them."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random in training."""
     threads: Annotated[int, Field(ge=0)] = 0

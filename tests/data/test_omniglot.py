@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -11,7 +13,7 @@ import pytest
 import torchvision.datasets
 from numpy.typing import NDArray
 from PIL import Image
-from treediffusion.data import load_images, omniglot
+from treediffusion.data import RECIPES, load_images, omniglot
 from treediffusion.data.content import Content
 from treediffusion.data.omniglot import CHARACTERS, omniglot5
 from treediffusion.errors import DataError
@@ -36,7 +38,12 @@ def numbers(part: Content) -> NDArray[np.int64]:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive's folders with two characters per alphabet, black strokes on white."""
-    monkeypatch.setattr(omniglot, "CHARACTERS", SMALL)
+    changed = replace(
+        RECIPES["omniglot5"],
+        counts=(16 * sum(SMALL.values()), 4 * sum(SMALL.values())),
+        read=partial(omniglot._read, expected=SMALL),
+    )
+    monkeypatch.setitem(RECIPES, "omniglot5", changed)
     random = np.random.default_rng(0)
     for alphabet, count in SMALL.items():
         part = "images_evaluation" if alphabet in EVALUATION else "images_background"
@@ -125,6 +132,8 @@ def test_drawings_are_scaled_as_torchvision_scales_them(root: Path) -> None:
 
 
 def test_without_a_folder_the_cache_is_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TREEDIFFUSION_DATA")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: root / "home")
     cache = root / "home" / ".cache" / "treediffusion" / "omniglot-py"
     first = load_images(f"omniglot5:{root}").fingerprint
@@ -142,10 +151,16 @@ def test_an_archive_that_is_not_whole_says_what_is_missing(root: Path) -> None:
     assert "2 with 20 each" in error.expected
 
 
-def test_a_damaged_drawing_is_named(root: Path) -> None:
+def test_a_damaged_drawing_is_named_in_the_part_it_is_in(root: Path) -> None:
     file = root / "images_evaluation" / "Oriya" / "character02" / "0001_07.png"
     file.write_bytes(file.read_bytes()[:60])
-    assert fault(f"omniglot5:{root}").name == str(file)
+    named = []
+    for split in ("train", "test"):
+        try:
+            load_images(f"omniglot5:{root}", split=split)
+        except DataError as error:
+            named.append(error.name)
+    assert named == [str(file)]
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:

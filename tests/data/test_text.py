@@ -6,6 +6,7 @@ import io
 import math
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import sklearn.datasets
-from treediffusion.data import load_images
+from treediffusion.data import RECIPES, load_images
 from treediffusion.data.text import TERMS, vectorize
 from treediffusion.errors import DataError
 
@@ -96,14 +97,18 @@ def test_one_set_from_folder_archives_and_scikit_learn(
     tmp_path: Path, split: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sklearn.datasets, "fetch_20newsgroups", fetch)
+    groups = ("alt.atheism", "sci.space")
+    changed = replace(RECIPES["newsgroups20"], counts=(3, 2), class_names=groups)
+    monkeypatch.setitem(RECIPES, "newsgroups20", changed)
     sources = [
         write_folder(tmp_path / "news"),
         write_archive(tmp_path / "news.tar.xz"),
         write_archive(tmp_path / "news.tar.gz", reversed(TEXTS), prefix="./deeper/"),
         "newsgroups20",
+        f"newsgroups20:{tmp_path / 'news'}",
     ]
     found = [load_images(source, split=split) for source in sources]
-    assert [one.name for one in found] == ["news", "news", "news", "newsgroups20"]
+    assert [one.name for one in found] == ["news", "news", "news", "newsgroups20", "newsgroups20"]
     assert len({one.fingerprint for one in found}) == 1
     for one in found:
         assert one.images.dtype == np.float32

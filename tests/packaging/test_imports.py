@@ -30,17 +30,18 @@ ROOMS: dict[str, set[str]] = {
     "train": {"data", "diffusion", "kernels", "nn"},
     "estimator": {"data", "nn", "train"},
     "baselines": {"data", "diffusion", "kernels", "nn", "train"},
-    "evaluate": {"baselines", "data", "diffusion", "kernels", "nn", "runtime", "train"},
+    "evaluate": {"baselines", "data", "diffusion", "explore", "kernels", "nn", "runtime", "train"},
     "export": {"data", "diffusion", "kernels", "nn", "runtime", "train"},
     "runtime": set(),
-    "serve": {"runtime"},
+    "explore": {"runtime"},
+    "serve": {"explore", "runtime"},
 }
 LIGHT_FOR_RUNTIME = {
     "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "signals",
     "solvers", "spacing", "topology",
 }  # fmt: skip
 FOR_ALL = {"solvers"}  # a package, but as light as topology and schedule: NumPy and errors alone
-TOP = {"cli", "cli_draw", "demo", "__main__"}  # sees everything
+TOP = {"cli", "cli_data", "cli_draw", "cli_explore", "cli_judge", "demo", "__main__"}  # sees everything
 
 BASE = {"PIL", "numpy", "pydantic", "rich", "tyro", "yaml"}
 TORCH = BASE | {"torch", "torchvision", "safetensors"}
@@ -55,8 +56,11 @@ THIRD_PARTY: dict[str, set[str]] = {
     "evaluate": TORCH | {"matplotlib", "scipy", "sklearn"},
     "export": TORCH | {"onnx", "onnxscript"},
     "runtime": {"numpy"},
+    "explore": {"numpy", "PIL"},
     "solvers": {"numpy"},
-    "serve": {"fastapi", "numpy", "PIL", "pydantic", "starlette", "uvicorn"},
+    "serve": {
+        "PIL", "fastapi", "numpy", "opentelemetry", "prometheus_client", "pydantic", "starlette",
+    },
 }
 BLOCKED = ["torch", "torchvision", "triton", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"]
 

@@ -244,7 +244,19 @@ def test_a_train_folder_is_the_split_only_where_it_is_all_the_rest(tmp_path: Pat
         write_image(tmp_path / place / f"{number}.png", GREY[number])
     assert load_images(str(tmp_path)).class_names == ("cat", "dog")
     write_image(tmp_path / "bus" / "3.png", GREY[3])
-    assert load_images(str(tmp_path)).class_names == ("bus", "train")
+    found = load_images(str(tmp_path))
+    assert found.class_names == ("bus", "cat", "train")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 2, 2]
+
+
+def test_a_class_has_one_number_in_both_parts(tmp_path: Path) -> None:
+    for number, place in enumerate(("cat", "dog", "eel", "test/eel", "test/dog")):
+        write_image(tmp_path / place / f"{number}.png", GREY[number])
+    test = load_images(str(tmp_path), split="test")
+    assert test.class_names == ("cat", "dog", "eel")
+    assert test.labels is not None
+    assert test.labels.tolist() == [1, 2]
 
 
 def test_folder_without_test_sub_folder_says_so(tmp_path: Path) -> None:

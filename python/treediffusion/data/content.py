@@ -6,6 +6,7 @@ Nothing here scales or guesses: values out of range are an error that says where
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,6 +85,19 @@ def as_class_names(
             expected="labels from 0 to the number of names - 1",
         )
     return tuple(str(one) for one in array)
+
+
+def fingerprint(images: Pixels) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of shape, type unless uint8, and pixels.
+
+    Args:
+        images: [n, C, H, W], contiguous.
+    """
+    digest = hashlib.sha256(str(images.shape).encode())
+    if images.dtype != np.uint8:
+        digest.update(str(images.dtype).encode())
+    digest.update(images.data)
+    return digest.hexdigest()[:16]
 
 
 def _to_nchw(array: Pixels, *, name: str) -> Pixels:

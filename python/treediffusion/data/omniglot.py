@@ -1,13 +1,19 @@
-"""Omniglot-5: characters of five alphabets at 28x28, ink 0 on white 1; labels are the alphabets.
+"""Omniglot: handwritten characters at 28x28, ink 0 on white 1; labels are the alphabets.
 
-208 characters x 20 drawers = 4,160 images. Of each character every fifth drawing is a test image,
-chosen by a seed: 3,328 and 832. The archive's folders are read as they are; torchvision serves only
-to download them. Not here: the other 45 alphabets, and inverted ink.
+Each character has 20 drawers, and every fifth of its drawings is a test image, chosen by a seed:
+
+    omniglot    50 alphabets, 1,623 characters: 25,968 and 6,492 images
+    omniglot5    5 alphabets,   208 characters:  3,328 and   832
+
+The authors' division keeps whole alphabets for testing, which no clustering of alphabets can use.
+Not here: inverted ink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +21,11 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..optional import require
+from .class_names import words
 from .content import Content, Split
-from .pictures import opened
+from .division import is_test_image
+from .listing import Listing, file_entry, numbered
+from .recipe import Recipe
 
 CHARACTERS = {
     "Braille": 26,
@@ -24,6 +33,27 @@ CHARACTERS = {
     "Old_Church_Slavonic_(Cyrillic)": 45,
     "Oriya": 46,
     "Bengali": 46,
+}
+ALL_CHARACTERS = {
+    name: int(count)
+    for name, _, count in (
+        word.partition(":")
+        for word in words(
+            """
+            Alphabet_of_the_Magi:20 Angelic:20 Anglo-Saxon_Futhorc:29 Arcadian:26 Armenian:41
+            Asomtavruli_(Georgian):40 Atemayar_Qelisayer:26 Atlantean:26 Aurek-Besh:26 Avesta:26
+            Balinese:24 Bengali:46 Blackfoot_(Canadian_Aboriginal_Syllabics):14 Braille:26
+            Burmese_(Myanmar):34 Cyrillic:33 Early_Aramaic:22 Futurama:26 Ge_ez:26 Glagolitic:45
+            Grantha:43 Greek:24 Gujarati:48 Gurmukhi:45 Hebrew:22
+            Inuktitut_(Canadian_Aboriginal_Syllabics):16 Japanese_(hiragana):52
+            Japanese_(katakana):47 Kannada:41 Keble:26 Korean:40 Latin:26 Malay_(Jawi_-_Arabic):40
+            Malayalam:47 Manipuri:40 Mkhedruli_(Georgian):41 Mongolian:30 N_Ko:33
+            Ojibwe_(Canadian_Aboriginal_Syllabics):14
+            Old_Church_Slavonic_(Cyrillic):45 Oriya:46 Sanskrit:42 Sylheti:28 Syriac_(Estrangelo):23
+            Syriac_(Serto):23 Tagalog:17 Tengwar:25 Tibetan:42 Tifinagh:55 ULOG:26
+            """
+        )
+    )
 }
 DRAWERS = 20
 SIDE = 28
@@ -65,7 +95,7 @@ def omniglot5(
     if missing:
         raise DataError("alphabets", got=f"no {missing[0]}", expected=", ".join(CHARACTERS))
     kept = np.isin(alphabet, list(CHARACTERS))
-    is_test = _test_mask(character[kept], seed)
+    is_test = is_test_image(character[kept], TEST_SHARE, seed)
     number = {name: k for k, name in enumerate(CHARACTERS)}
     labels = np.array([number[name] for name in alphabet[kept]], np.int64)
     pixels = images[kept][:, np.newaxis]
@@ -75,69 +105,32 @@ def omniglot5(
     return train, test
 
 
-def load_omniglot5(root: Path | None, *, split: Split) -> Content:
-    """Omniglot-5 from the original drawings, which torchvision downloads where they are missing.
-
-    Args:
-        root: torchvision's root, or the folder with `images_background` and `images_evaluation`;
-            None for `~/.cache/treediffusion`, which is made.
-        split: which part; the division is that of seed 0.
-
-    Raises:
-        DataError: no such folder, no download, or an archive with other drawings.
-    """
-    if root is not None and not root.is_dir():
-        raise DataError(
-            "data", got=f"{str(root)!r}, which is no folder", expected="omniglot5:FOLDER"
-        )
-    root = root or Path.home() / ".cache" / "treediffusion"
+def _locate(root: Path) -> Path | None:
     places = (root / TORCHVISION_FOLDER, root)
-    base = next((place for place in places if _is_unpacked(place)), None) or _download(root)
-    files, alphabets, characters = _drawings(base)
-    images = np.stack([_decode(file) for file in files])
-    train, test = omniglot5(images, alphabets, characters, SEED)
-    return train if split == "train" else test
+    return next((at for at in places if all((at / part).is_dir() for part in PARTS)), None)
 
 
-def _test_mask(characters: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """[n] bool: of each character the fifth with the smallest random keys."""
-    # Raw bits, because NumPy promises these, and not what it draws from them, for all versions.
-    keys = np.random.PCG64(seed).random_raw(len(characters))
-    is_test = np.zeros(len(characters), bool)
-    for character in np.unique(characters):
-        rows = np.flatnonzero(characters == character)
-        is_test[rows[np.argsort(keys[rows])[: round(len(rows) * TEST_SHARE)]]] = True
-    return is_test
-
-
-def _is_unpacked(base: Path) -> bool:
-    return all((base / part).is_dir() for part in PARTS)
-
-
-def _download(root: Path) -> Path:
-    """The folder of both parts, below torchvision's root."""
+def _fetch(root: Path) -> None:
     datasets = require("torchvision.datasets", extra="train")
-    try:
-        for background in (True, False):
-            datasets.Omniglot(root, background=background, download=True)
-    except (OSError, RuntimeError) as fault:
-        reason = " ".join(str(fault).split()) or type(fault).__name__
-        raise DataError(
-            "omniglot5",
-            got=f"no drawings in {str(root)!r} and no download ({reason})",
-            expected="a network connection, the first time",
-            hint=f"or unpack {' and '.join(PARTS)} into FOLDER and name omniglot5:FOLDER as data",
-        ) from fault
-    return root / TORCHVISION_FOLDER
+    for background in (True, False):
+        datasets.Omniglot(root, background=background, download=True)
 
 
-def _drawings(base: Path) -> tuple[list[Path], list[str], list[int]]:
+def _read(base: Path, split: Split, expected: Mapping[str, int]) -> Listing:
+    files, alphabets, characters = _drawings(base, expected)
+    is_test = is_test_image(np.array(characters), TEST_SHARE, SEED)
+    rows = np.flatnonzero(is_test if split == "test" else ~is_test)
+    labels = numbered([alphabets[row] for row in rows], list(expected))
+    return Listing([file_entry(files[row], base) for row in rows], labels, tuple(expected))
+
+
+def _drawings(base: Path, expected: Mapping[str, int]) -> tuple[list[Path], list[str], list[int]]:
     """Files, alphabets and characters, in the order of names; all there, or an error."""
     files: list[Path] = []
     alphabets: list[str] = []
     characters: list[int] = []
     number = 0
-    for alphabet, count in CHARACTERS.items():
+    for alphabet, count in expected.items():
         part = next((part for part in PARTS if (base / part / alphabet).is_dir()), PARTS[0])
         found = sorted((base / part / alphabet).glob("character*"))
         drawings = [sorted(folder.glob("*.png")) for folder in found]
@@ -156,8 +149,33 @@ def _drawings(base: Path) -> tuple[list[Path], list[str], list[int]]:
     return files, alphabets, characters
 
 
-def _decode(file: Path) -> NDArray[np.uint8]:
-    """[28, 28] from 105x105, scaled as torchvision's Resize scales pictures."""
-    bilinear = require("PIL.Image", extra="train").Resampling.BILINEAR
-    with opened(file, expected="a drawing", hint="unpack the archive again") as picture:
-        return np.asarray(picture.convert("L").resize((SIDE, SIDE), bilinear), np.uint8)
+OMNIGLOT_5 = Recipe(
+    name="omniglot5",
+    title="handwritten characters of five alphabets",
+    page="https://github.com/brendenlake/omniglot",
+    citation="Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic "
+    "program induction, 2015",
+    terms="MIT",
+    channels=1,
+    size=SIDE,
+    counts=(3328, 832),
+    class_names=tuple(CHARACTERS),
+    locate=_locate,
+    fetch=_fetch,
+    read=partial(_read, expected=CHARACTERS),
+    lists=True,
+    by_hand=f"{' and '.join(PARTS)}, unpacked, in FOLDER/{TORCHVISION_FOLDER}",
+    files={
+        "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+        "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+    },
+)
+
+OMNIGLOT = replace(
+    OMNIGLOT_5,
+    name="omniglot",
+    title="handwritten characters of 50 alphabets",
+    counts=(25_968, 6492),
+    class_names=tuple(ALL_CHARACTERS),
+    read=partial(_read, expected=ALL_CHARACTERS),
+)

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..optional import require
+from .class_names import NEWSGROUPS
 from .content import Content, Split
+from .recipe import ELSEWHERE, Recipe
 
 TERMS = 2000
 FOLDER: dict[Split, str] = {"train": "20news-bydate-train", "test": "20news-bydate-test"}
 SPLIT = {folder: split for split, folder in FOLDER.items()}
 ARCHIVES = (".tar.xz", ".tar.gz")
+ARCHIVE = "20news-bydate"
 LAYOUT = f"{FOLDER['train']}/<group>/<number> and {FOLDER['test']}/<group>/<number>"
 
 
@@ -186,3 +189,33 @@ def _unreadable(path: Path, fault: Exception) -> DataError:
         expected=f"a text, or a whole {' or '.join(ARCHIVES)} archive of {LAYOUT}",
         hint="get the file again",
     )
+
+
+def _locate(root: Path) -> Path:
+    archives = (root / f"{ARCHIVE}{suffix}" for suffix in ARCHIVES)
+    found = next((file for file in archives if file.is_file()), None)
+    return found or (root if is_newsgroups(root) else ELSEWHERE)
+
+
+def _read(place: Path, split: Split) -> Content:
+    if place == ELSEWHERE:
+        return fetch_newsgroups(split=split)
+    return read_newsgroups(place, split=split)
+
+
+NEWSGROUPS_20 = Recipe(
+    name="newsgroups20",
+    title="texts of 20 newsgroups, as TF-IDF of 2,000 terms",
+    page="http://qwone.com/~jason/20Newsgroups/",
+    citation="Lang: NewsWeeder: learning to filter netnews, 1995",
+    terms="none stated",
+    channels=TERMS,
+    size=1,
+    counts=(11_314, 7532),
+    class_names=NEWSGROUPS,
+    locate=_locate,
+    fetch=lambda _: None,  # scikit-learn does, where there is no archive
+    read=_read,
+    by_hand=f"{ARCHIVE}.tar.gz in FOLDER",
+    kind="texts",
+)

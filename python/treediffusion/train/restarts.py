@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data import load_images, to_float
+from ..data import load_to_train, to_float
 from ..errors import TrainingError, TreeDiffusionError
 from ..progress import Progress
 from .budget import OutOfTime
@@ -162,7 +162,7 @@ def _work(config: Config, number: int, path: Path, news: Any, stop: Event) -> No
     torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.tree.restarts))
     messenger = _Messenger(number, news, stop)
     try:
-        images = torch.from_numpy(to_float(load_images(config.data).images))
+        images = torch.from_numpy(to_float(load_to_train(config).images))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.seed + number * SEED_STRIDE)
         stage = TreeStage(images.to(device), config.tree, path, messenger, look=messenger.look)

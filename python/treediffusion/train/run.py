@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, DiffusionConfig, parse_config
-from ..data import ImageSet, load_images, to_float
+from ..data import ImageSet, load_to_train, to_float
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
@@ -154,7 +154,7 @@ def _open(config: Config, run: Path) -> tuple[ImageSet, Tensor]:
     """The images, as stored and on the device to train on; the folder is the run's from here on."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = load_images(config.data)
+    data = load_to_train(config)
     images = torch.from_numpy(to_float(data.images))
     _check_square(images)
     check_images(images)
