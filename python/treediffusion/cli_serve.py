@@ -39,7 +39,7 @@ class Serve:
     no_auth: bool = False
     """Serve other machines without a key. Whoever reaches the port can draw."""
     explorer: Path | None = None
-    """Page behind /explore; left out, the bundle's own explorer.html where it has one."""
+    """Page behind /explore; left out, explorer.html in the bundle or beside it."""
     max_images: int = 64
     """Images of a request."""
     max_queue: int = 100_000
@@ -74,8 +74,8 @@ class Serve:
         return 0
 
     def _page(self) -> Path | None:
-        own = self.bundle / "explorer.html"
-        page = self.explorer or (own if own.is_file() else None)
+        beside = (self.bundle / "explorer.html", self.bundle.parent / "explorer.html")
+        page = self.explorer or next(filter(Path.is_file, beside), None)
         if page is not None and not page.is_file():
             raise ConfigError("explorer", got=f"{page}, which is no file", expected="an HTML page")
         return page

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from .baselines.flat import k_means, ward
 from .config import load_preset
-from .data import load_images
+from .data import load_images, to_bytes
 from .evaluate.clustering import accuracy, nmi
 from .evaluate.report import write_report
 from .export import EXPORT_STEPS, export_bundle
+from .explore import RealImages, collect, write_page
 from .progress import Progress
 from .runtime import Engine
 from .train.run import HISTORY, train
@@ -50,6 +51,8 @@ def demo(out: Path, *, seed: int = 0) -> str:
     }
     with Engine(bundle) as engine:
         metrics = write_report(engine, data, out, seed=seed, extra=extra)
+        real = RealImages(to_bytes(data.images), data.labels, data.class_names)
+        write_page(collect(engine, real, title=data.name, seed=seed), out / "explorer.html")
     rows = [("this tree", metrics["clustering"]), *rivals.items()]
     table = "\n".join(f"  {name:10} {row['acc']:.3f}  {row['nmi']:.3f}" for name, row in rows)
     seconds = time.monotonic() - start
@@ -62,6 +65,7 @@ look at
   {out / "sheet.png"}    the same roots drawn through every leaf
   {out / "gallery.png"}  new images of each leaf
   {out / "samples.png"}  100 images along sampled paths
+  {out / "explorer.html"}  all of it in one page: open it in a browser
   {out / "metrics.json"} all numbers; {out / "bundle"} generates without PyTorch
 done in {seconds:.0f} s; draw more:
   treediffusion generate --bundle {bundle} --leaf {engine.topology.leaf_names[0]} --seed 7

@@ -1,4 +1,4 @@
-"""An early look at a tree while it grows: one picture, and its clusters compared with labels.
+"""An early look at a tree while it grows: a picture, a page, and its clusters beside the labels.
 
 Real images stand for the leaves, so nothing has to be generated. Labels, where there are any, are
 compared with the clusters and go nowhere else.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..data import ImageSet
 from ..errors import DataError
+from ..explore import RealImages, clusters_atlas, write_page
 from ..files import write_json
 from ..topology import TreeTopology
 from ..train.tree_state import PhaseEnd
@@ -27,7 +28,8 @@ LEAF_IMAGES = 4
 
 
 def early_report(out: Path) -> Callable[[ImageSet, PhaseEnd], None]:
-    """What to pass to training as `look`; it writes `preview.png` and `metrics.json` into a folder.
+    """What to pass to training as `look`; it writes `preview.png`, `explorer.html` and
+    `metrics.json` into a folder.
 
     The picture is left out for what is not grey or coloured images of bytes, the metrics for what
     has no labels. Of several trees the kept one is shown, with the mean and the deviation of what
@@ -52,6 +54,8 @@ def early_report(out: Path) -> Callable[[ImageSet, PhaseEnd], None]:
                 title=f"After {end.phase}: mean image of each node; below, images of each leaf",
             )
             save(figure, out / "preview.png")
+            real = RealImages(images, labels, data.class_names)
+            write_page(clusters_atlas(tree, leaf, real, title=data.name), out / "explorer.html")
         # Labels without two images of one class are nothing to compare with.
         with contextlib.suppress(DataError):
             if labels is not None:

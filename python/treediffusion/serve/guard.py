@@ -6,6 +6,9 @@ Plain ASGI, because what is refused here must not be read first.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import hmac
 import json
 import re
@@ -99,10 +102,9 @@ class Guard:
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
         if not self._keys or path.startswith(OPEN) or path in PAGES:
             return
-        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = _given_key(headers.get(b"authorization", b""))
         # Every key is compared, each in constant time: an answer's time tells nothing.
-        known = [hmac.compare_digest(given.strip(), key) for key in self._keys]
-        if kind.lower() != b"bearer" or not any(known):
+        if not any([hmac.compare_digest(given, key) for key in self._keys]):
             self._metrics.rejected.labels("key").inc()
             raise Refusal(
                 401, "unauthorized", "authorization: expected 'Bearer' and a key of this server"
@@ -137,10 +139,24 @@ class Guard:
         return Refusal(413, "too_large", f"body: expected at most {limit} bytes")
 
 
+def _given_key(authorization: bytes) -> bytes:
+    """The key in a header: `Bearer KEY`, or a browser's `Basic` with the key as the password."""
+    kind, _, given = authorization.partition(b" ")
+    if kind.lower() == b"bearer":
+        return given.strip()
+    if kind.lower() == b"basic":
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(given.strip(), validate=True).partition(b":")[2]
+    return b""
+
+
 async def _refuse(refusal: Refusal, send: Send) -> None:
     body = json.dumps({"error": {"type": refusal.kind, "message": refusal.detail, "name": None}})
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if refusal.status_code == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers += [
+            (b"www-authenticate", b"Bearer"),
+            (b"www-authenticate", b"Basic realm=treediffusion"),
+        ]
     await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": body.encode()})
