@@ -94,7 +94,7 @@ def generate(setting: Setting, num_images: int) -> Pair:
     """Whole generations, from the seed to bytes: the torch-free engine against the plain loop."""
     prepare()
     model = _model(setting)
-    engine = Engine(_bundle(setting), threads=THREADS)
+    engine = Engine.load(_bundle(setting), threads=THREADS)
     return Pair(
         ours=lambda: engine.generate(num_images, num_inference_steps=STEPS),
         baseline=lambda: _plain_generate(model, num_images),
@@ -119,10 +119,10 @@ def hoisting(setting: Setting, batch: int) -> Pair:
 def sheet(setting: Setting) -> Pair:
     """One root through all leaves: one call against one call per leaf."""
     prepare()
-    engine = Engine(_bundle(setting), threads=THREADS)
+    engine = Engine.load(_bundle(setting), threads=THREADS)
     leaves = engine.topology.leaf_names
     return Pair(
-        ours=lambda: engine.sheet(1, num_inference_steps=STEPS),
+        ours=lambda: engine.generate_leaves(1, num_inference_steps=STEPS),
         baseline=lambda: [engine.generate(1, node=n, num_inference_steps=STEPS) for n in leaves],
     )
 

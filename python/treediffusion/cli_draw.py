@@ -71,7 +71,7 @@ class Generate:
     offset: int = 0
     """Number of the first image."""
     drawing: AsFlags = field(default_factory=Drawing)
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: str = "auto"
     """What runs the graphs."""
 
     def run(self) -> int:
@@ -80,7 +80,7 @@ class Generate:
         from .progress import Progress
         from .runtime import Engine
 
-        with Engine(self.bundle, backend=self.backend) as engine:
+        with Engine.load(self.bundle, backend=self.backend) as engine:
             if self.leaf is not None:
                 _check_leaf(engine, "--leaf", self.leaf)
             with Progress(self.num_images, "generating") as progress:
@@ -123,22 +123,22 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstructs and saves."""
-        from .data import load_images
+        from .data import load_like
         from .evaluate.figures import image_grid, save_png
         from .progress import Progress
         from .runtime import Engine
 
-        with Engine(self.bundle) as engine:
+        with Engine.load(self.bundle) as engine:
             if self.num_images < 1:
                 raise ConfigError("--num-images", got=self.num_images, expected="at least 1")
-            given = load_images(self.data).images[: self.num_images]
+            given = load_like(engine.manifest["config"], self.data).images[: self.num_images]
             leaves = engine.topology.num_leaves if self.leaf == "all" else 1
             with Progress(len(given), "drawing again") as progress:
                 # One image at a time costs nothing, and the bar moves.
                 how = {"seed": self.seed, "batch_size": 1, "progress": progress}
                 how |= self.drawing.options
                 drawn = (
-                    engine.reconstruct_sheet(given, **how).images  # type: ignore[arg-type]
+                    engine.reconstruct_leaves(given, **how).images  # type: ignore[arg-type]
                     if self.leaf == "all"
                     else engine.reconstruct(given, leaf=self.leaf, **how).images[:, None]  # type: ignore[arg-type]
                 )
@@ -175,7 +175,7 @@ class Interpolate:
         from .progress import Progress
         from .runtime import Engine
 
-        with Engine(self.bundle) as engine:
+        with Engine.load(self.bundle) as engine:
             for flag, leaf in (("--start", self.start), ("--end", self.end)):
                 _check_leaf(engine, flag, leaf)
             with Progress(self.num_images, "interpolating") as progress:

@@ -29,7 +29,7 @@ class Serve:
     """Address to listen at; 0.0.0.0 is every address of the machine."""
     port: int = 8000
     """Port to listen at."""
-    backend: str = "onnxruntime"
+    backend: str = "auto"
     """What runs the networks."""
     threads: int | None = None
     """Of the back end; left out, it chooses."""
@@ -64,7 +64,7 @@ class Serve:
         from .serve.limits import Limits
 
         limits = Limits(max_images=self.max_images, max_queue=self.max_queue, timeout=self.timeout)
-        engine = Engine(self.bundle, backend=self.backend, threads=self.threads)
+        engine = Engine.load(self.bundle, backend=self.backend, threads=self.threads)
         app = make_app(engine, keys=keys, limits=limits, explorer=self._page(), drain=self.drain)
         print(f"http://{self.host}:{self.port}  tree: /v1/tree  requests: /openapi.json")
         uvicorn.run(

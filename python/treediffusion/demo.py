@@ -14,8 +14,8 @@ from .config import load_preset
 from .data import load_images, to_bytes
 from .evaluate.clustering import accuracy, nmi
 from .evaluate.report import write_report
-from .export import EXPORT_STEPS, export_bundle
 from .explore import RealImages, collect, write_page
+from .export import EXPORT_STEPS, export_bundle
 from .progress import Progress
 from .runtime import Engine
 from .train.run import HISTORY, train
@@ -49,7 +49,7 @@ def demo(out: Path, *, seed: int = 0) -> str:
         "elbo": history["tree"][-1],
         "diffusion_loss": history["diffusion"][-1]["loss"],
     }
-    with Engine(bundle) as engine:
+    with Engine.load(bundle) as engine:
         metrics = write_report(engine, data, out, seed=seed, extra=extra)
         real = RealImages(to_bytes(data.images), data.labels, data.class_names)
         write_page(collect(engine, real, title=data.name, seed=seed), out / "explorer.html")

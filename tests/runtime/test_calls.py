@@ -29,7 +29,7 @@ LARGEST = 2**64 - 1
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         yield engine
 
 
@@ -168,7 +168,7 @@ def test_drawings_share_calls_at_different_steps(solvers: list[str]) -> None:
 def test_reconstruction_in_a_named_leaf(engine: Engine) -> None:
     """It is that leaf's part of all leaves."""
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), np.uint8)
-    sheet = engine.reconstruct_sheet(images, num_inference_steps=2)
+    sheet = engine.reconstruct_leaves(images, num_inference_steps=2)
     for column, leaf in enumerate(engine.topology.leaf_names):
         drawn = engine.reconstruct(images, leaf=leaf, num_inference_steps=2)
         assert np.array_equal(drawn.images, sheet.images[:, column])
@@ -231,9 +231,9 @@ def test_a_fork_is_refused_before_it_hangs(engine: Engine) -> None:
 
 
 def test_warming_up_loads_every_graph() -> None:
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         engine.warmup()
-        assert set(engine._backend._sessions) == set(engine._bundle.graphs)  # type: ignore[attr-defined]
+        assert set(engine._backend._sessions._made) == set(engine._bundle.graphs)  # type: ignore[attr-defined]
 
 
 def test_names_repeat_in_order() -> None:
@@ -250,5 +250,5 @@ _OPEN: list[Engine] = []
 
 def _engine() -> Engine:
     if not _OPEN:
-        _OPEN.append(Engine(tiny_bundle(), threads=1))
+        _OPEN.append(Engine.load(tiny_bundle(), threads=1))
     return _OPEN[0]

@@ -40,7 +40,7 @@ BLOCKED = ["torch", "torchvision", "triton", "onnx", "onnxscript", "pydantic", "
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         yield engine
 
 
@@ -176,7 +176,7 @@ def test_probabilities_sum_to_one(engine: Engine) -> None:
 
 
 def test_a_sheet_holds_the_images_of_every_leaf(engine: Engine) -> None:
-    images, leaf_prob = engine.sheet(2, seed=4, offset=1, batch_size=1)
+    images, leaf_prob = engine.generate_leaves(2, seed=4, offset=1, batch_size=1)
     assert images.shape == (2, IRREGULAR.num_leaves, 1, 8, 8)
     drawn = engine.generate(2, seed=4, offset=1)
     assert np.array_equal(leaf_prob, drawn.leaf_prob)
@@ -187,7 +187,9 @@ def test_treevaes_own_images_go_with_the_sheet(engine: Engine) -> None:
     own = engine.decode_prior(3, seed=4, batch_size=2)
     assert own.images.shape == (3, IRREGULAR.num_leaves, 1, 8, 8)
     assert own.images.dtype == np.uint8
-    assert np.array_equal(own.leaf_prob, engine.sheet(3, seed=4, num_inference_steps=1).leaf_prob)
+    assert np.array_equal(
+        own.leaf_prob, engine.generate_leaves(3, seed=4, num_inference_steps=1).leaf_prob
+    )
 
 
 def test_reconstruction_takes_the_most_probable_leaf(engine: Engine) -> None:
@@ -265,7 +267,7 @@ def test_bytes_round_half_up_and_clip() -> None:
         (lambda e: e.assign(photos(2)[:0]), ShapeError, "at least 1"),
         (lambda e: e.reconstruct(photos(2)[:0]), ShapeError, "at least 1"),
         (lambda e: e.reconstruct(photos(1), leaf="best"), ConfigError, "most_probable"),
-        (lambda e: e.sheet(0), ConfigError, "num_images"),
+        (lambda e: e.generate_leaves(0), ConfigError, "num_images"),
         (lambda e: e.decode_prior(0), ConfigError, "num_images"),
     ],
 )
@@ -283,9 +285,9 @@ def test_the_last_image_of_all(engine: Engine) -> None:
 
 def test_unavailable_back_ends() -> None:
     with pytest.raises(BackendUnavailableError, match="onnxruntime"):
-        Engine(tiny_bundle(), backend="abacus")
+        Engine.load(tiny_bundle(), backend="abacus")
     with pytest.raises(ConfigError, match="threads"):
-        Engine(tiny_bundle(), threads=0)
+        Engine.load(tiny_bundle(), threads=0)
     with pytest.raises(BackendUnavailableError, match="CPUExecutionProvider"):
         OnnxRuntimeBackend(Bundle.open(tiny_bundle()), provider="AbacusExecutionProvider")
 
@@ -311,11 +313,25 @@ def test_a_provider_that_is_replaced_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyError, match=r"treediffusion\[cpu\]"):
-        Engine(tiny_bundle())
+        Engine.load(tiny_bundle(), backend="onnxruntime")
+
+
+def test_another_back_end_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle has no graphs for TensorRT, so nothing but a refusal or a warning is right."""
+    with pytest.raises((BackendUnavailableError, DependencyError)):
+        Engine.load(tiny_bundle(), backend="tensorrt")
+    with pytest.warns(UserWarning, match="onnxruntime .* in place of tensorrt"):
+        engine = Engine.load(tiny_bundle(), backend="tensorrt", allow_fallback=True)
+    with engine:
+        assert str(engine.info()["backend"]).startswith("onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailableError, match=r"onnxruntime: .*; openvino: "):
+        Engine.load(tiny_bundle())
 
 
 def test_a_closed_engine_says_so() -> None:
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         pass
     with pytest.raises(BackendUnavailableError, match="close"):
         engine.generate()
@@ -324,12 +340,12 @@ def test_a_closed_engine_says_so() -> None:
 def test_a_damaged_bundle(tmp_path: Path) -> None:
     copied = tmp_path / "b"
     shutil.copytree(tiny_bundle(), copied)
-    step = copied / "graphs/onnx-fp32/step.onnx"
+    step = copied / "graphs/onnx-cpu-fp32/step.onnx"
     step.write_bytes(bytes(step.stat().st_size))
     with pytest.raises(BundleIntegrityError, match=r"step\.onnx"):
-        Engine(copied)
-    with Engine(copied, verify=False) as engine, pytest.raises(BundleFormatError, match="step"):
-        engine.generate()
+        Engine.load(copied)
+    with pytest.raises(BundleFormatError, match="step"):
+        Engine.load(copied, verify=False)
 
 
 def test_it_runs_where_training_packages_are_not() -> None:
@@ -343,7 +359,7 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Refuse())
 from treediffusion.runtime import Engine
-with Engine(sys.argv[1], threads=1) as engine:
+with Engine.load(sys.argv[1], threads=1) as engine:
     print(engine.generate(seed=11).images.ravel().tolist())
 assert not blocked & {name.partition(".")[0] for name in sys.modules}
 """
@@ -367,5 +383,5 @@ _OPEN: list[Engine] = []
 def _engine() -> Engine:
     """One for property tests, which may not take a fixture."""
     if not _OPEN:
-        _OPEN.append(Engine(tiny_bundle(), threads=1))
+        _OPEN.append(Engine.load(tiny_bundle(), threads=1))
     return _OPEN[0]

@@ -38,19 +38,19 @@ FEW: dict[str, Any] = {"num_inference_steps": 5, "spacing": "logsnr"}
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(tiny_bundle(), threads=1)
+    return Engine.load(tiny_bundle(), threads=1)
 
 
 @pytest.fixture(scope="module")
 def guided() -> Engine:
-    return Engine(tiny_bundle(**GUIDED), threads=1)
+    return Engine.load(tiny_bundle(**GUIDED), threads=1)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_the_papers_exports_and_draws(row: str) -> None:
     """Two leaves differ exactly where the leaf is told, or its picture is seen."""
-    with Engine(tiny_bundle(**ROWS[row]), threads=1) as engine:
-        sheet = engine.sheet(1, **FEW)
+    with Engine.load(tiny_bundle(**ROWS[row]), threads=1) as engine:
+        sheet = engine.generate_leaves(1, **FEW)
         made = engine.generate(2, **FEW)
     assert made.images.shape == (2, 1, 8, 8)
     same = all(np.array_equal(sheet.images[0, 0], image) for image in sheet.images[0])
@@ -128,9 +128,9 @@ def test_scales_alike_at_every_depth_are_one_number(guided: Engine) -> None:
 
 def test_a_scale_of_zero_forgets_the_leaf(guided: Engine) -> None:
     """And zero below a depth forgets what lies below it: siblings there become one image."""
-    everywhere = guided.sheet(1, guidance_scale=0.0, **FEW).images[0]
+    everywhere = guided.generate_leaves(1, guidance_scale=0.0, **FEW).images[0]
     assert all(np.array_equal(everywhere[0], image) for image in everywhere)
-    top = guided.sheet(1, guidance_scale=(1.0, 1.0, 0.0), **FEW).images[0]
+    top = guided.generate_leaves(1, guidance_scale=(1.0, 1.0, 0.0), **FEW).images[0]
     of_branch = {
         name[:2]: [k for k, leaf in enumerate(IRREGULAR.leaf_names) if leaf[:2] == name[:2]]
         for name in IRREGULAR.leaf_names
@@ -152,7 +152,7 @@ def test_guided_images_are_the_same_alone_and_in_a_batch(solver: str, guided: En
 def test_guidance_needs_a_model_that_was_trained_for_it(engine: Engine) -> None:
     with pytest.raises(ConfigError, match=r"guidance_scale.*path_dropout"):
         engine.generate(1, guidance_scale=2.0)
-    with Engine(tiny_bundle(path_dropout=0.1), threads=1) as whole:
+    with Engine.load(tiny_bundle(path_dropout=0.1), threads=1) as whole:
         whole.generate(1, guidance_scale=2.0, **FEW)
         with pytest.raises(ConfigError, match=r"guidance_scale.*level_dropout"):
             whole.generate(1, guidance_scale=(2.0, 1.0))
@@ -178,7 +178,7 @@ def test_options_out_of_range_are_named(
 def test_an_interpolation_begins_and_ends_at_its_leaves(engine: Engine) -> None:
     names = IRREGULAR.leaf_names
     frames = engine.interpolate(names[0], names[-1], frames=3, num_images=2, seed=5, **FEW)
-    sheet = engine.sheet(2, seed=5, **FEW)
+    sheet = engine.generate_leaves(2, seed=5, **FEW)
     assert frames.shape == (2, 3, 1, 8, 8)
     assert np.array_equal(frames[:, 0], sheet.images[:, 0])
     assert np.array_equal(frames[:, -1], sheet.images[:, -1])
@@ -200,7 +200,7 @@ def test_an_interpolation_needs_leaves_and_frames(engine: Engine) -> None:
 def test_a_reconstruction_is_its_leafs_part_of_the_sheet(engine: Engine) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8)
     own = engine.reconstruct(images, seed=2, **FEW)
-    sheet = engine.reconstruct_sheet(images, seed=2, **FEW)
+    sheet = engine.reconstruct_leaves(images, seed=2, **FEW)
     for k in range(2):
         assert np.array_equal(own.images[k], sheet.images[k, own.leaf[k]])
     assert np.array_equal(own.leaf_prob, sheet.leaf_prob)

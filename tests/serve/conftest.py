@@ -21,7 +21,7 @@ def serving() -> Iterator[Callable[..., TestClient]]:
         name = repr(settings)
         if name not in made:
             client = TestClient(
-                make_app(Engine(tiny_bundle(), threads=1), drain=5, **settings),
+                make_app(Engine.load(tiny_bundle(), threads=1), drain=5, **settings),
                 raise_server_exceptions=False,
             )
             client.__enter__()

@@ -27,7 +27,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(tiny_bundle(), threads=1)
+    return Engine.load(tiny_bundle(), threads=1)
 
 
 def pixels(item: dict[str, Any]) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_a_stream_has_previews_images_and_an_end(client: TestClient) -> None:
 
 def test_a_sheet_has_every_leaf(client: TestClient, engine: Engine) -> None:
     answer = client.post("/v1/sheet", json={"n": 2, "seed": 3, **STEPS}).json()["data"]
-    expected = engine.sheet(2, seed=3, **STEPS)
+    expected = engine.generate_leaves(2, seed=3, **STEPS)
     assert [item["leaf"] for item in answer] == [*LEAVES, *LEAVES]
     assert [item["offset"] for item in answer] == [0] * len(LEAVES) + [1] * len(LEAVES)
     found = np.stack([pixels(item) for item in answer]).reshape(2, len(LEAVES), 1, 8, 8)
@@ -144,7 +144,7 @@ def test_an_image_is_redrawn(client: TestClient, engine: Engine, leaf: str) -> N
     answer = client.post("/v1/reconstruct", json=body)
     data = answer.json()["data"]
     assert len(data) == (len(LEAVES) if leaf == "all" else 1)
-    sheet = engine.reconstruct_sheet(
+    sheet = engine.reconstruct_leaves(
         decode(picture(), (1, 8, 8), name="", max_pixels=100)[None], seed=1, **STEPS
     )
     for item in data:

@@ -348,6 +348,6 @@ _RUNNING: list[tuple[Scheduler, Engine]] = []
 
 def _running() -> tuple[Scheduler, Engine]:
     if not _RUNNING:
-        engines = [Engine(tiny_bundle(), threads=1) for _ in range(2)]
+        engines = [Engine.load(tiny_bundle(), threads=1) for _ in range(2)]
         _RUNNING.append((Scheduler(engines[0]), engines[1]))
     return _RUNNING[0]

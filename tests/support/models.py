@@ -83,21 +83,21 @@ def tiny_bundle(**diffusion: Any) -> Path:
         return export_bundle(tiny_model(**diffusion), folder / "bundle")
 
 
-_OF_TREE: dict[str, bytes] = {}
+_OF_TREE: dict[tuple[str, int], bytes] = {}
 _to_onnx = to_onnx.to_onnx
 
 
-def _remembered(graph: Graph) -> bytes:
+def _remembered(graph: Graph, *, opset: int) -> bytes:
     """Graphs of the tree are exported once: every tiny model has the same tree.
 
     An export that came out wrong would not pass the bundle's own proof.
     """
     kind = type(graph.module).__name__
     if kind not in {"Assign", "Path", "Posterior", "Decode"}:
-        return _to_onnx(graph)
-    if kind not in _OF_TREE:
-        _OF_TREE[kind] = _to_onnx(graph)
-    return _OF_TREE[kind]
+        return _to_onnx(graph, opset=opset)
+    if (kind, opset) not in _OF_TREE:
+        _OF_TREE[kind, opset] = _to_onnx(graph, opset=opset)
+    return _OF_TREE[kind, opset]
 
 
 def _perturb(module: nn.Module, *, std: float) -> None:

@@ -28,10 +28,10 @@ LEAF_IMAGES = 4
 
 
 def early_report(out: Path) -> Callable[[ImageSet, PhaseEnd], None]:
-    """What to pass to training as `look`; it writes `preview.png`, `explorer.html` and
-    `metrics.json` into a folder.
+    """What to pass to training as `look`; it writes a picture, a page and metrics into a folder.
 
-    The picture is left out for what is not grey or coloured images of bytes, the metrics for what
+    They are preview.png, explorer.html and metrics.json. Picture and page are left out for what is
+    not grey or coloured images of bytes, the metrics for what
     has no labels. Of several trees the kept one is shown, with the mean and the deviation of what
     all of them reached.
     """

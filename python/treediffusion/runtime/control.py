@@ -66,6 +66,11 @@ class Control:
         ):
             raise ConfigError("timeout", got=repr(limit), expected="seconds above 0, or None")
 
+    @property
+    def watched(self) -> bool:
+        """Whether anything may happen between two evaluations."""
+        return not (self.callback is None and self.timeout is None and self.cancel is None)
+
     def check(self) -> None:
         """Whether the call may go on.
 

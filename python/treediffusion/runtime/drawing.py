@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from ..noise import Stream, normal
 from ..solvers import Evaluation, apply_row, estimate, walk
 from .batches import Names
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from .device import StepLoop
 
 Floats = NDArray[np.float32]
 
@@ -71,10 +75,7 @@ class Drawing:
     def __init__(
         self, plan: Plan, signals: Signals, names: Names, shape: tuple[int, int, int]
     ) -> None:
-        def noise(step: int) -> Floats:
-            return normal(names.seed, names.index, shape, stream=Stream.STEP, step=step)
-
-        self._plan, self._signals = plan, signals
+        self._plan, self._signals, self._names = plan, signals, names
         # A plain row is done inside the graph; otherwise the network's bare output is asked for,
         # by a row that lets it through, and the row's arithmetic is done here.
         self._plain = plan.weights == (1.0,) and plan.table.clip
@@ -84,7 +85,7 @@ class Drawing:
             self._coef[:, 3] = 1.0
         self.x0: Floats = normal(names.seed, names.index, shape, stream=Stream.START)
         self._silence = np.zeros_like(self.x0)
-        self._walk = walk(plan.table, self.x0, noise)
+        self._walk = walk(plan.table, self.x0, partial(self._noise, names))
         self._next: Evaluation[Floats] | None = next(self._walk)
         self._images: Floats | None = None
         self.evaluation, self.evaluations = 0, len(plan.table.timestep)
@@ -137,6 +138,36 @@ class Drawing:
             self._next = self._walk.send(y)
         except StopIteration as end:
             self._next, self._images = None, end.value
+
+    def finish(self, loop: StepLoop, rows: int) -> bool:
+        """All evaluations on a device, from the start.
+
+        Args:
+            loop: of the back end.
+            rows: how many images it takes at once.
+
+        Returns:
+            Whether the loop can do this plan; if not, nothing has happened.
+        """
+        plan, names, signals = self._plan, self._names, self._signals
+        if not loop.takes(plan.table, plan.weights):
+            return False
+        parts = []
+        for first in range(0, len(self.x0), rows):
+            cut = slice(first, first + rows)
+            feeds = {"x": self.x0[cut], "cond": signals.conds[0, cut]}
+            if signals.reconstruction is not None:
+                feeds["reconstruction"] = signals.reconstruction[cut]
+            noise = partial(self._noise, Names(names.seed[cut], names.index[cut]))
+            parts.append(loop.run(plan.table, feeds, noise=noise))
+        self._next, self._images = None, np.concatenate(parts)
+        self.evaluation = self.evaluations
+        return True
+
+    def _noise(self, names: Names, step: int) -> Floats:
+        """[.., C, H, W] of one evaluation."""
+        shape = self.x0.shape[1:]
+        return normal(names.seed, names.index, shape, stream=Stream.STEP, step=step)
 
     def _each(self, x: Floats) -> Floats:
         """[G B, ...] the same for each of the network's answers."""

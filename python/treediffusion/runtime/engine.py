@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,10 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import ConfigError, ShapeError, TopologyError
+from ..errors import (
+    BackendUnavailableError,
+    DependencyError,
+)
 from ..topology import TreeTopology
-from .backends import open_backend
+from .backends import Backend, BackendOptions, open_any, open_backend
 from .batches import Names, cut, integer, name_images
+from .checks import check_choice, check_images, check_leaf, check_node
 from .control import CallOptions, Control
 from .pixels import to_uint8, to_unit
 from .plan import Plan, SamplingOptions, make_plan
@@ -32,7 +37,6 @@ from .sampling import Sampler
 from .tasks import Task, Tasks
 
 UNIT = (0.0, 1.0)
-LEAF_CHOICES = ("sampled", "most_probable")
 
 Result = TypeVar("Result")
 
@@ -41,29 +45,52 @@ class Engine:
     """A bundle, ready to run. Safe to call from many threads; a context manager.
 
     Args:
-        bundle: the folder.
-        backend: what runs the graphs.
-        threads: of the back end; None leaves the choice to it.
-        verify: compare every file with its hash first.
-
-    Raises:
-        BundleError: not a bundle, or one that is damaged or of a newer version.
-        BackendUnavailableError: no such back end, or it cannot run here.
-        DependencyError: the back end's package is not installed.
+        bundle: what to run.
+        backend: what runs its graphs; the engine closes it.
     """
 
-    def __init__(
-        self,
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self._bundle, self._backend = bundle, backend
+        self._sampler = Sampler(bundle, backend)
+        self.tasks = Tasks(self._sampler)
+
+    @classmethod
+    def load(
+        cls,
         bundle: str | Path,
         *,
-        backend: str = "onnxruntime",
-        threads: int | None = None,
+        backend: str = "auto",
+        allow_fallback: bool = False,
         verify: bool = True,
-    ) -> None:
-        self._bundle = Bundle.open(bundle, verify=verify)
-        self._backend = open_backend(backend, self._bundle, threads=threads)
-        self._sampler = Sampler(self._bundle, self._backend)
-        self.tasks = Tasks(self._sampler)
+        **options: Unpack[BackendOptions],
+    ) -> Self:
+        """A bundle and a back end.
+
+        Args:
+            bundle: the folder.
+            backend: what runs the graphs, one of `BACKENDS`; 'auto' takes the fastest that can.
+            allow_fallback: where the one that was named cannot, take another, with a warning.
+            verify: compare every file with its hash first.
+            **options: see `BackendOptions`.
+
+        Raises:
+            BundleError: not a bundle, or one that is damaged or of a newer version.
+            BackendUnavailableError: no such back end, or it cannot run here.
+            DependencyError: the back end's package is not installed.
+            ConfigError: an option out of its range, or one that this back end does not have.
+        """
+        opened = Bundle.open(bundle, verify=verify)
+        if backend == "auto":
+            return cls(opened, open_any(opened, **options))
+        try:
+            return cls(opened, open_backend(backend, opened, **options))
+        except (BackendUnavailableError, DependencyError) as fault:
+            if not allow_fallback:
+                raise
+            engine = cls(opened, open_any(opened))
+            used = engine.info()["backend"]
+            warnings.warn(f"{used} runs in place of {backend} ({fault})", stacklevel=2)
+            return engine
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +175,7 @@ class Engine:
             CallCancelledError: the call was cancelled.
             CallTimeoutError: its time was over.
         """
-        self._row(node)
+        check_node(self.topology, node)
         plan, control, names = self._read(num_images, seed, options)
 
         def task(rows: slice, batch: Names) -> Task[Generation]:
@@ -156,7 +183,9 @@ class Engine:
 
         return Generation.joined(self._finished(task, names, control))
 
-    def sheet(self, num_images: int = 1, *, seed: int = 0, **options: Unpack[CallOptions]) -> Sheet:
+    def generate_leaves(
+        self, num_images: int = 1, *, seed: int = 0, **options: Unpack[CallOptions]
+    ) -> Sheet:
         """Draws every leaf's image of the same root and the same noise.
 
         Row i has the latents of the image i that `generate` draws of the whole tree, and for that
@@ -174,7 +203,7 @@ class Engine:
     def decode_prior(
         self, num_images: int = 1, *, seed: int = 0, **options: Unpack[CallOptions]
     ) -> Sheet:
-        """TreeVAE's own images of the latents that `sheet` has for the same seed."""
+        """TreeVAE's own images of the latents that `generate_leaves` has for the same seed."""
         _, control, names = self._read(num_images, seed, options)
         parts = []
         for _, batch in cut(names, control.batch_size):
@@ -195,7 +224,7 @@ class Engine:
         Raises:
             ShapeError: another type or shape.
         """
-        self._check_images(images)
+        check_images(images, self.image_shape)
         parts = [
             self._sampler.call("assign", {"images": to_unit(images[rows])})["leaf_prob"]
             for rows, _ in cut(name_images(len(images)), Control.batch_size)
@@ -225,10 +254,8 @@ class Engine:
             CallCancelledError: the call was cancelled.
             CallTimeoutError: its time was over.
         """
-        self._check_images(images)
-        if leaf not in (*LEAF_CHOICES, *self.topology.leaf_names):
-            known = f"'sampled', 'most_probable' or one of {', '.join(self.topology.leaf_names)}"
-            raise ConfigError("leaf", got=repr(leaf), expected=known)
+        check_images(images, self.image_shape)
+        check_choice(self.topology, leaf)
         plan, control, names = self._read(len(images), seed, options)
 
         def task(rows: slice, batch: Names) -> Task[Generation]:
@@ -236,7 +263,7 @@ class Engine:
 
         return Generation.joined(self._finished(task, names, control))
 
-    def reconstruct_sheet(
+    def reconstruct_leaves(
         self, images: Bytes, *, seed: int = 0, **options: Unpack[CallOptions]
     ) -> Sheet:
         """Draws every leaf's image from the latents of given ones.
@@ -244,7 +271,7 @@ class Engine:
         For an image's own leaf it is what `reconstruct` draws; in the others, what the image would
         be there. Arguments and errors are those of `reconstruct`.
         """
-        self._check_images(images)
+        check_images(images, self.image_shape)
         plan, control, names = self._read(len(images), seed, options)
 
         def task(rows: slice, batch: Names) -> Task[Sheet]:
@@ -266,7 +293,8 @@ class Engine:
 
         Latents and noise stay; the condition moves in a line. What both paths share, down to the
         leaves' lowest common ancestor, is in every frame; what lies below it on one side fades
-        out while the other side fades in. The first and the last frame are the sheet's images.
+        out while the other side fades in. The first and the last frame are those of
+        `generate_leaves`.
 
         Args:
             start: name of the first frame's leaf.
@@ -285,8 +313,8 @@ class Engine:
             CallCancelledError: the call was cancelled.
             CallTimeoutError: its time was over.
         """
-        self._leaf(start)
-        self._leaf(end)
+        check_leaf(self.topology, start)
+        check_leaf(self.topology, end)
         count = integer("frames", frames, 2)
         plan, control, names = self._read(num_images, seed, options)
 
@@ -308,7 +336,7 @@ class Engine:
         All images are drawn side by side, whatever the `batch_size`. Closing the iterator ends
         the call.
         """
-        self._row(node)
+        check_node(self.topology, node)
         plan, control, names = self._read(num_images, seed, options)
         task = self.tasks.generate(names, plan, node=node)
         for _ in self._evaluations(task, control):
@@ -343,9 +371,10 @@ class Engine:
         for rows, batch in cut(names, control.batch_size):
             control.check()
             task = make(rows, batch)
-            for _ in self._evaluations(task, control):
-                if control.callback is not None:
-                    control.callback(task.preview(rows))
+            if control.watched or not self._sampler.finish(task.drawing):
+                for _ in self._evaluations(task, control):
+                    if control.callback is not None:
+                        control.callback(task.preview(rows))
             results.append(task.result())
             if control.progress is not None:
                 control.progress.advance(len(batch), "images")
@@ -367,21 +396,3 @@ class Engine:
         control = Control(**{name: told.pop(name) for name in running & set(told)})  # type: ignore[arg-type]
         names = name_images(num_images, seed, seeds=control.seeds, offset=control.offset)
         return self.plan(**told), control, names  # type: ignore[arg-type]
-
-    def _row(self, node: object) -> int:
-        if not isinstance(node, str):
-            raise TopologyError("node", got=repr(node), expected="a name, such as 'r' or 'r01'")
-        return self.topology.row(node)
-
-    def _leaf(self, name: object) -> None:
-        if name not in self.topology.leaf_names:
-            names = ", ".join(self.topology.leaf_names)
-            raise TopologyError("leaf", got=repr(name), expected=f"one of {names}")
-
-    def _check_images(self, images: object) -> None:
-        expected = f"uint8 [n, {', '.join(map(str, self.image_shape))}], n at least 1"
-        if not isinstance(images, np.ndarray):
-            raise ShapeError("images", got=type(images).__name__, expected=expected)
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            got = f"{images.dtype} {list(images.shape)}"
-            raise ShapeError("images", got=got, expected=expected)

@@ -159,6 +159,15 @@ class Sampler:
             drawing.tell(found["x_next"][rows], found["x0"][rows])
             start = rows.stop
 
+    def finish(self, drawing: Drawing) -> bool:
+        """Makes all evaluations on the device at once, where the back end has a loop for them.
+
+        Returns:
+            Whether it has.
+        """
+        loop = getattr(self.backend, "step_loop", lambda: None)()
+        return loop is not None and drawing.finish(loop, self.backend.bucket)
+
     def draw(self, z: Floats, leaf: NDArray[np.int64], plan: Plan, names: Names) -> Floats:
         """[B, C, H, W] images in their leaves, from noise; arguments as of `signals`."""
         drawing = self.begin(self.signals(z, leaf, plan), plan, names)
