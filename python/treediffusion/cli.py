@@ -18,7 +18,12 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import tyro
 
-from .cli_draw import AsFlags, Drawing, Generate, Interpolate, Reconstruct
+from .cli_data import Data
+from .cli_draw import Generate, Interpolate, Reconstruct
+from .cli_explore import Explore
+from .cli_figures import Figures
+from .cli_judge import Baseline, Evaluate, Reproduce
+from .cli_serve import Serve
 from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
 
@@ -76,6 +81,7 @@ class Train:
 
     def run(self) -> int:
         """Trains and says what to do next."""
+        from .evaluate.card import write_card
         from .evaluate.diffusion_preview import diffusion_preview
         from .evaluate.early import early_report
         from .train.budget import OutOfTime
@@ -96,6 +102,7 @@ class Train:
             else:
                 draw = diffusion_preview(out)
                 grown = train(settings, out, minutes=minutes, look=look, draw=draw).tree.topology
+                write_card(out)
         except OutOfTime as stop:
             print(f"{out}: time is up, {stop}; the same command continues")
             return 0
@@ -118,17 +125,32 @@ class Export:
     ema: float | None = None
     """Decay of the averaged weights to take: diffusion.ema or one of ema_also; the former if left
     out."""
+    targets: str = "onnx-cpu"
+    """What runs the graphs, separated by commas: onnx-cpu, onnx-gpu, tensorrt, tensorrt-rtx."""
+    precision: str = "fp32"
+    """Of the denoiser's arithmetic, separated by commas: fp32, fp16, bf16. Each target gets every
+    one that it has; bf16 is not on onnx-cpu."""
+    batch: str = "1,4,16,64"
+    """Numbers of images in a call, separated by commas; engines are built for them."""
 
     def run(self) -> int:
         """Exports and checks."""
-        from .export import EXPORT_STEPS, export_bundle
+        from .bundle import Bundle
+        from .export import export_bundle, export_steps
         from .progress import Progress
         from .train.run import load_run
 
+        targets, precisions = _listed(self.targets), _listed(self.precision)
+        batches = [int(word) if word.isdecimal() else 0 for word in _listed(self.batch)]
+        steps = export_steps(targets, precisions, batches)
         model = load_run(self.checkpoint, ema=self.ema)
-        with Progress(EXPORT_STEPS, "exporting") as progress:
-            path = export_bundle(model, self.out, progress=progress)
-        print(f"{path}: exported and compared with PyTorch")
+        with Progress(steps, "exporting") as progress:
+            path = export_bundle(
+                model, self.out, targets=targets, precisions=precisions, batches=batches,
+                progress=progress,
+            )  # fmt: skip
+        sets = ", ".join(Bundle.open(path, verify=False).sets)
+        print(f"{path}: exported and compared with PyTorch ({sets})")
         print(f"next: treediffusion generate --bundle {path} --num-images 16 --seed 7")
         return 0
 
@@ -153,11 +175,11 @@ class Tree:
         from .runtime import Engine
         from .tree_text import tree_text
 
-        with Engine(self.bundle) as engine:
+        with Engine.load(self.bundle) as engine:
             print(tree_text(engine.topology, engine.node_share))
             if self.out is None:
                 return 0
-            from .data import load_images
+            from .data import load_like
             from .evaluate.report import write_report
 
             trained_on = engine.manifest["config"]["data"]
@@ -165,57 +187,12 @@ class Tree:
                 raise ConfigError(
                     "--data", got="nothing", expected=f"the images, such as {trained_on!r}"
                 )
-            data = load_images(self.data or trained_on, split=self.split)
+            given = self.data or trained_on
+            data = load_like(engine.manifest["config"], given, split=self.split)
             metrics = write_report(engine, data, self.out, seed=self.seed)
         for name, value in metrics.get("clustering", {}).items():
             print(f"{name:20} {value:.3f}")
         print(f"pictures and metrics.json in {self.out}")
-        return 0
-
-
-@dataclass
-class Evaluate:
-    """Let a classifier judge a bundle's images: classes by leaf, entropy, diversity, distance."""
-
-    bundle: Path
-    """An exported bundle."""
-    data: str
-    """Labelled images: the classifier learns from the training part, and the generated images are
-    compared with the test part."""
-    out: Path = Path("quality")
-    """Folder for quality.json, classes.png and the classifier, which is read again if it fits."""
-    num_images: int = 1000
-    """Images to draw, and to compare with as many."""
-    epochs: int = 10
-    """Of the classifier."""
-    seed: int = 0
-    """Of the images and of the classifier."""
-    drawing: AsFlags = field(default_factory=Drawing)
-
-    def run(self) -> int:
-        """Judges, and prints the scores."""
-        from .data import load_images
-        from .evaluate.judge import judge
-        from .runtime import Engine
-
-        parts = [load_images(self.data, split=split) for split in ("train", "test")]
-        with Engine(self.bundle) as engine:
-            found = judge(
-                engine, parts[0], parts[1], self.out, num_images=self.num_images,
-                seed=self.seed, epochs=self.epochs, sampling=self.drawing.options,
-            ).scores  # fmt: skip
-        distance, leaves = found["frechet_in_classifier_features"], found["leaves"]
-        rows = {
-            "classifier's accuracy on the test part": found["classifier"]["test_accuracy"],
-            "distance in its features (no FID)": distance["generated"],
-            "the same of as many test images": distance["as_many_test_images"],
-            "mean entropy of a leaf, nats": leaves["mean_entropy"],
-            "entropy of all leaves together": leaves["pooled_entropy"],
-            "images that return to their leaf": leaves["mean_agreement"],
-        }
-        for name, value in rows.items():
-            print(f"{name:40} {value:.3f}")
-        print(f"quality.json and classes.png in {self.out}")
         return 0
 
 
@@ -232,6 +209,7 @@ class Doctor:
 
 COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
+    "data": Data,
     "train": Train,
     "generate": Generate,
     "reconstruct": Reconstruct,
@@ -239,6 +217,11 @@ COMMANDS: dict[str, type[Any]] = {
     "export": Export,
     "tree": Tree,
     "evaluate": Evaluate,
+    "explore": Explore,
+    "figures": Figures,
+    "baseline": Baseline,
+    "reproduce": Reproduce,
+    "serve": Serve,
     "doctor": Doctor,
 }
 
@@ -299,6 +282,10 @@ def _parse(command: type[Command], argv: list[str], *, prog: str) -> Command:
             prog, got=given, expected=_one_line(said.getvalue()), hint=f"see {prog} --help"
         ) from stop
     return cast(Command, parsed)
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 def _settings(argv: list[str]) -> Config:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .baselines.flat import k_means, ward
 from .config import load_preset
 from .data import load_images, to_bytes
+from .evaluate.card import write_card
 from .evaluate.clustering import accuracy, nmi
 from .evaluate.report import write_report
 from .explore import RealImages, collect, write_page
@@ -53,6 +54,7 @@ def demo(out: Path, *, seed: int = 0) -> str:
         metrics = write_report(engine, data, out, seed=seed, extra=extra)
         real = RealImages(to_bytes(data.images), data.labels, data.class_names)
         write_page(collect(engine, real, title=data.name, seed=seed), out / "explorer.html")
+    write_card(out)
     rows = [("this tree", metrics["clustering"]), *rivals.items()]
     table = "\n".join(f"  {name:10} {row['acc']:.3f}  {row['nmi']:.3f}" for name, row in rows)
     seconds = time.monotonic() - start

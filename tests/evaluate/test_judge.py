@@ -28,7 +28,7 @@ def digits() -> ImageSet:
 def test_a_model_is_judged_and_the_judge_is_kept(digits: ImageSet, tmp_path: Path) -> None:
     """Every image counts once; a second call reads the classifier and says the same."""
     settings = {"num_images": IMAGES, "epochs": 2, "quiet": True}
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         first = judge(engine, digits, digits, tmp_path, **settings).scores  # type: ignore[arg-type]
         kept = (tmp_path / CLASSIFIER).stat().st_mtime_ns
         again = judge(engine, digits, digits, tmp_path, **settings).scores  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def test_labels_are_needed_and_must_be_the_same(digits: ImageSet, tmp_path: Path
     assert labels is not None
     without = replace(digits, labels=None)
     few = replace(digits, images=digits.images[labels > 0], labels=labels[labels > 0])
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         with pytest.raises(DataError, match="no labels"):
             judge(engine, without, digits, tmp_path)
         with pytest.raises(DataError, match=r"labels.*test part"):

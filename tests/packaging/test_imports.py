@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "estimator": {"data", "nn", "train"},
     "baselines": {"data", "diffusion", "kernels", "nn", "train"},
     "evaluate": {"baselines", "data", "diffusion", "explore", "kernels", "nn", "runtime", "train"},
+    "hub": {"data", "diffusion", "evaluate", "kernels", "nn", "train"},
     "export": {"data", "diffusion", "kernels", "nn", "runtime", "train"},
     "runtime": set(),
     "explore": {"runtime"},
@@ -41,7 +42,10 @@ LIGHT_FOR_RUNTIME = {
     "solvers", "spacing", "topology",
 }  # fmt: skip
 FOR_ALL = {"solvers"}  # a package, but as light as topology and schedule: NumPy and errors alone
-TOP = {"cli", "cli_data", "cli_draw", "cli_explore", "cli_judge", "demo", "__main__"}  # sees everything
+TOP = {
+    "cli", "cli_data", "cli_draw", "cli_explore", "cli_figures", "cli_judge", "cli_serve", "demo",
+    "__main__",
+}  # fmt: skip  # sees everything
 
 BASE = {"PIL", "numpy", "pydantic", "rich", "tyro", "yaml"}
 TORCH = BASE | {"torch", "torchvision", "safetensors"}
@@ -54,12 +58,19 @@ THIRD_PARTY: dict[str, set[str]] = {
     "estimator": TORCH | {"sklearn"},
     "baselines": TORCH | {"scipy", "sklearn"},
     "evaluate": TORCH | {"matplotlib", "scipy", "sklearn"},
+    "hub": TORCH,  # huggingface_hub comes through `require`
     "export": TORCH | {"onnx", "onnxscript"},
     "runtime": {"numpy"},
     "explore": {"numpy", "PIL"},
     "solvers": {"numpy"},
     "serve": {
-        "PIL", "fastapi", "numpy", "opentelemetry", "prometheus_client", "pydantic", "starlette",
+        "PIL",
+        "fastapi",
+        "numpy",
+        "opentelemetry",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
     },
 }
 BLOCKED = ["torch", "torchvision", "triton", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"]

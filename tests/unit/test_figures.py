@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
@@ -20,12 +22,10 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
-from treediffusion.errors import ShapeError
+from treediffusion.errors import ConfigError, ShapeError
 from treediffusion.evaluate import figures
 from treediffusion.evaluate.figures.layout import children, node_columns
-from treediffusion.evaluate.figures.page import percent
-from treediffusion.evaluate.figures.sheets import CHOSEN
-from treediffusion.evaluate.figures.tree import PALETTE
+from treediffusion.evaluate.figures.style import CHOSEN, PALETTE, percent
 from treediffusion.topology import TreeTopology
 
 RNG = np.random.default_rng(0)
@@ -165,12 +165,12 @@ def test_class_bars_are_proportions_in_the_legends_colours() -> None:
     figure = figures.tree_picture(TREE, images(N, 1, 8, 8), mass_of(TREE), None, counts)
     legend = [to_hex(p.get_facecolor()) for p in patches(figure, "class")]
     assert legend == [colour.lower() for colour in PALETTE[:4]]
-    bar = [p for p in patches(figure, "bar") if p.get_gid() == "bar:0"]
+    bar = [p for p in patches(figure, "bar") if str(p.get_gid()).startswith("bar:0:")]
     left, right, *_ = boxes(figure, "node")[TREE.leaf_names[0]]
     shares = [p.get_width() / (right - left) for p in bar]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=1 / (right - left))
     assert [to_hex(p.get_facecolor()) for p in bar] == [legend[0], legend[2], legend[3]]
-    assert sum(p.get_gid() == "bar:1" for p in patches(figure, "bar")) == 1
+    assert sum(str(p.get_gid()).startswith("bar:1:") for p in patches(figure, "bar")) == 1
 
 
 def test_of_many_classes_the_largest_keep_a_colour() -> None:
@@ -262,6 +262,65 @@ def test_a_gallery_has_a_row_per_leaf_in_name_order_and_wraps_long_rows() -> Non
     assert place["r10:20"][0] == place["r10:0"][0]
 
 
+def test_treevaes_images_stand_above_those_of_the_same_root_in_one_frame() -> None:
+    sheet, tree_images = images(2, L, 1, 8, 8), images(2, L, 1, 8, 8)
+    prob = RNG.dirichlet(np.ones(L), 2)
+    figure = figures.all_leaf_sheet(sheet, prob, TREE, tree_images=tree_images, title="t")
+    lower, upper = boxes(figure, "image"), boxes(figure, "tree")
+    shown = {str(i.get_gid()): i.get_array() for i in figure.axes[0].images}
+    frames = {str(p.get_gid()): p for p in patches(figure, "frame")}
+    assert set(lower) == set(upper)
+    for place, (left, right, top, bottom) in upper.items():
+        assert lower[place][:2] == (left, right)
+        assert lower[place][2] > bottom
+        frame = frames[f"frame:{place}"]
+        assert frame.get_y() < top
+        assert frame.get_y() + frame.get_height() > lower[place][3]
+    for leaf, name in enumerate(TREE.leaf_names):
+        assert np.array_equal(shown[f"tree:1:{name}"][..., 0], tree_images[1, leaf, 0])
+        assert np.array_equal(shown[f"image:1:{name}"][..., 0], sheet[1, leaf, 0])
+    assert texts(figure).count("TreeVAE") == texts(figure).count("TreeDiffusion") == 2
+    assert overlapping(figure.axes[0].texts) == []
+
+
+def test_a_gallerys_bars_are_as_high_as_the_shares_of_classes() -> None:
+    counts = np.zeros((L, 3), int)
+    counts[:, 0], counts[:, 2] = 3, 1
+    counts[1], counts[2] = 0, 5
+    figure = figures.leaf_gallery(
+        images(L, 12, 1, 8, 8), TREE, mass_of(TREE), class_counts=counts, class_names=list("abc")
+    )
+    for leaf, name in enumerate(TREE.leaf_names):
+        bars = [p for p in patches(figure, "bar") if str(p.get_gid()).startswith(f"bar:{name}:")]
+        assert len(bars) == {1: 0, 2: 3}.get(leaf, 2)
+        if len(bars) == 2:
+            assert bars[0].get_height() / bars[1].get_height() == pytest.approx(3, rel=0.05)
+            assert bars[0].get_x() < bars[1].get_x()
+            assert {to_hex(p.get_facecolor()) for p in bars} == {
+                PALETTE[0].lower(), PALETTE[2].lower()
+            }  # fmt: skip
+    assert texts(figure).count("75%") >= L - 2
+    assert texts(figure).count("33%") <= 2, "of equal bars one is labelled"
+    assert {"a", "b", "c"} <= set(texts(figure))
+    assert overlapping(figure.axes[0].texts) == []
+
+
+def test_reconstructions_stand_below_their_image_above_their_leaf() -> None:
+    given_images, made = images(5, 1, 8, 8), images(5, 1, 8, 8)
+    leaf, prob = np.array([2, 0, 8, 2, 1]), RNG.dirichlet(np.ones(L), 5)
+    figure = figures.reconstruction_sheet(given_images, {"made": made}, leaf, prob, TREE)
+    place = boxes(figure, "image")
+    shown = {str(i.get_gid()): i.get_array() for i in figure.axes[0].images}
+    for k in range(5):
+        assert place[f"given:{k}"][:2] == place[f"made:{k}"][:2]
+        assert place[f"given:{k}"][3] < place[f"made:{k}"][2]
+        assert np.array_equal(shown[f"image:made:{k}"][..., 0], made[k, 0])
+    assert [word for word in texts(figure) if word in TREE.names] == [
+        TREE.leaf_names[k] for k in leaf
+    ]
+    assert percent(prob[2, 8]) in texts(figure)
+
+
 def test_samples_stand_over_the_name_of_their_leaf() -> None:
     leaf = np.array([2, 0, 8, 2, 1, 3, 4, 5, 6, 7, 0, 0])
     figure = figures.samples_sheet(images(12, 1, 8, 8), leaf, TREE)
@@ -308,6 +367,49 @@ def test_files_do_not_depend_on_global_settings(tmp_path: Path) -> None:
         figure = drawn()
         assert np.array_equal(saved(figure, tmp_path), plain)
     assert plain.shape[1::-1] == page_of(figure)
+
+
+def test_the_same_figure_is_the_same_bytes_without_a_date(tmp_path: Path) -> None:
+    """Drawn anew, under other settings, and after the other kind was written."""
+
+    def drawn() -> Figure:
+        return figures.leaf_gallery(gallery, TREE, mass, class_counts=counts, title="t")
+
+    gallery, mass, counts = images(L, 2, 1, 8, 8), mass_of(TREE), np.ones((L, 3), int)
+    first = [file.read_bytes() for file in figures.save(drawn(), tmp_path / "one")]
+    with mpl.rc_context({"svg.hashsalt": "x", "svg.fonttype": "none", "savefig.dpi": 37}):
+        figure = drawn()
+        figures.save(figure, tmp_path / "two.svg")
+        again = figures.save(figure, tmp_path / "two")
+        assert mpl.rcParams["svg.hashsalt"] == "x"
+    assert [file.name for file in again] == ["two.png", "two.svg"]
+    assert [file.read_bytes() for file in again] == first
+    assert b"date" not in first[1].lower()
+    ids = re.findall(rb' id="([^"]*)"', first[1])
+    assert len(ids) == len(set(ids))
+    assert page_of(figure) == page_of(drawn())
+
+
+def test_an_svg_holds_every_image_as_it_is(tmp_path: Path) -> None:
+    """Not enlarged, not joined to one picture, and not smoothed by whoever shows it."""
+    samples = images(4, 1, 8, 8)
+    figure = figures.samples_sheet(samples, np.arange(4), TREE)
+    (file,) = figures.save(figure, tmp_path / "samples.svg")
+    text = file.read_text("utf-8")
+    found = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+        for data in re.findall(r"data:image/png;base64,([^\"]*)", text)
+    ]
+    assert [image.shape for image in found] == [(8, 8)] * 4
+    assert {image.tobytes() for image in found} == {image.tobytes() for image in samples}
+    assert text.count("image-rendering:pixelated") == 4
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    figure = figures.samples_sheet(images(1, 1, 8, 8), np.zeros(1, int), TREE)
+    with pytest.raises(ConfigError, match=r"\.png or \.svg"):
+        figures.save(figure, tmp_path / "figure.jpg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_neither_pyplot_nor_torch_is_loaded() -> None:

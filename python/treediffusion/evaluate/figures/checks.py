@@ -5,6 +5,7 @@ Axes are given by letter and size, in order; a size of None means any, but not z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def check_range(
     inside = np.isfinite(values) & (values >= low - 1e-4) & (values <= high + 1e-4)
     if not inside.all():
         raise ShapeError(name, got=f"a value of {values[~inside][0]:g}", expected=expected)
+
+
+def check_names(name: str, names: Sequence[str] | None, count: int) -> None:
+    """Refuses another number of names than there are things to name; None is no names.
+
+    Raises:
+        ShapeError: too many or too few.
+    """
+    if names is not None and len(names) != count:
+        raise ShapeError(name, got=f"{len(names)} names", expected=f"{count}, one for each")
 
 
 def _fits(shape: tuple[int, ...], axes: dict[str, int | None]) -> bool:

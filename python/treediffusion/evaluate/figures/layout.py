@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ...topology import TreeTopology
 from .checks import Array
 
-# A column holds an eight-letter name in the small type; a page of 32 is 16 inches wide.
-NARROWEST, WIDEST, ROOM = 92, 170, 2400
+# A column holds an eight-letter name in the smallest type; a page of 32 is 16 inches wide.
+NARROWEST, WIDEST, ROOM = 92, 170, 1504
 
 
 def left_to_right(topology: TreeTopology) -> NDArray[np.int32]:
@@ -42,9 +42,12 @@ def children(topology: TreeTopology, row: int) -> list[int]:
     return [child for child in pair if child != topology.ABSENT]
 
 
-def column_width(count: int) -> int:
-    """Pixels from one column to the next: wide for few, narrow for many."""
-    return int(np.clip(ROOM / count, NARROWEST, WIDEST))
+def column_width(count: int, *, room: int = ROOM) -> int:
+    """Pixels from one column to the next: wide for few, narrow for many, and even.
+
+    Half a column is whole pixels then, and all leaves are equally far apart.
+    """
+    return int(np.clip(room / count, NARROWEST, WIDEST)) // 2 * 2
 
 
 def fitted(images: Array, room: int) -> tuple[int, int]:
