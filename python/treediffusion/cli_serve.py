@@ -13,8 +13,6 @@ import tyro
 from .errors import ConfigError
 from .optional import require
 
-KEY_FILE = "TREEDIFFUSION_API_KEY_FILE"
-
 
 @dataclass
 class Serve:
@@ -55,7 +53,7 @@ class Serve:
         if not keys and not self.no_auth and not _is_loopback(self.host):
             raise ConfigError(
                 "host", got=f"{self.host}, which others can reach, and no key", expected="a key",
-                hint=f"give --key-file or {KEY_FILE}, or --no-auth if whoever reaches it may draw",
+                hint="give --key-file, or --no-auth if whoever reaches it may draw",
             )  # fmt: skip
         require("fastapi", extra="serve")
         uvicorn = require("uvicorn", extra="serve")
@@ -87,7 +85,7 @@ def read_keys(file: Path | None) -> list[str]:
     Raises:
         ConfigError: it cannot be read, or holds none.
     """
-    named = os.environ.get(KEY_FILE)
+    named = os.environ.get("TREEDIFFUSION_API_KEY_FILE")
     file = file or (Path(named) if named else None)
     if file is None:
         return []
