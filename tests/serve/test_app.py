@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from treediffusion.serve.schemas import MAX_SEED
 STEPS = {"num_inference_steps": 2}
 LEAVES = IRREGULAR.leaf_names
 KEY = "a-key-of-the-tests"
+OPENAPI = Path(__file__).parents[1] / "golden" / "openapi.json"
 JSON = {"content-type": "application/json"}
 
 
@@ -312,3 +314,32 @@ def test_the_explorers_page(serving: Callable[..., TestClient], tmp_path: Path) 
     assert answer.text == "<title>tree</title>"
     assert answer.headers["content-type"].startswith("text/html")
     assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+def test_the_interface_does_not_change_by_accident(client: TestClient) -> None:
+    """Record it again with RECORD=1, read the difference in git, and say in the change why."""
+    found = client.get("/openapi.json").json()
+    # FastAPI's own wording may change with its version; what clients see may not.
+    frozen = {
+        "paths": {
+            path: {
+                method: {
+                    "body": op.get("requestBody", {}).get("content", {}).get("application/json"),
+                    "answers": sorted(op["responses"]),
+                }
+                for method, op in methods.items()
+            }
+            for path, methods in found["paths"].items()
+        },
+        "fields": {
+            name: {
+                "required": schema.get("required", []),
+                "properties": sorted(schema["properties"]),
+            }
+            for name, schema in found["components"]["schemas"].items()
+            if "properties" in schema and "ValidationError" not in name
+        },
+    }
+    if os.environ.get("RECORD"):
+        OPENAPI.write_text(json.dumps(frozen, indent=1, sort_keys=True) + "\n", "utf-8")
+    assert frozen == json.loads(OPENAPI.read_text("utf-8"))
