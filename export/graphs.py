@@ -4,7 +4,7 @@
     path        noise              -> z, p_left
     posterior   images, noise      -> z, leaf_prob
     condition   z_path, nodes      -> cond
-    step        x, cond, timesteps, coef, step, noise -> x_next, and what else the denoiser sees
+    step        x, cond, timesteps, coef, step, noise -> x_next, x0; what else the denoiser sees
     decode      z                  -> images
 
 A step is ``x0 = clip(a x - b F), x_next = c x0 + d F + sigma noise`` with F from the U-Net.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..bundle import CLIP_RANGE, TensorSpec, graph_tensors
+from ..bundle import CLIP_RANGE, PIXEL_RANGES, TensorSpec, graph_tensors
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion
 from ..nn.gaussians import sample
@@ -193,6 +193,8 @@ def make_graphs(model: TreeDiffusion) -> dict[str, Graph]:
         tree.image_shape,
         tree.latent_shape,
         condition_width=denoiser.unet.embed_dim,
+        timesteps=model.schedule.timesteps,
+        pixel_range=PIXEL_RANGES[model.config.diffusion.pixel_range],
         told=told,
     )
     return {role: Graph(module, *tensors[role]) for role, module in modules.items()}

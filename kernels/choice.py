@@ -25,6 +25,8 @@ Choice = Literal["auto", "reference", "triton"]
 VARIABLE = "TREEDIFFUSION_KERNELS"
 
 log = logging.getLogger("treediffusion.kernels")
+# Looked up here, as not every compiler can trace the search.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # A list and no context variable: a compiler that traces an operation can read and guard it.
 _forced: list[Choice] = []
 
@@ -76,6 +78,15 @@ def takes_kernel(op: str, tensor: Tensor, *, unable: str | None = None) -> bool:
     return reason is None
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` traces what runs.
+
+    It is the flag behind `torch.compiler.is_exporting`, which PyTorch 2.11 answers with yes in
+    every compilation.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def _checked(name: str, choice: str) -> Choice:
     if choice not in get_args(Choice):
         expected = ", ".join(get_args(Choice))
@@ -91,7 +102,7 @@ def _of_environment() -> Choice:
 @cache
 def _unable(device: str, *, interpreted: bool) -> str | None:
     """Why no Triton kernel runs on a kind of device, where the interpreter may do."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "Triton is not installed"
     if device != "cuda" and not (interpreted and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"tensors on a device of type {device}, which Triton does not compile for"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choice import takes_kernel
+from ..choice import is_exporting, takes_kernel
 from . import reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +31,7 @@ def cond_silu(time: Tensor, cond: Tensor) -> Tensor:
         unable = f"values of type {time.dtype} and {cond.dtype}"
     elif time.shape not in (cond.shape, cond.shape[1:]):
         unable = "embeddings that are neither one for all images nor one for each"
-    if torch.compiler.is_exporting() or not takes_kernel("cond_silu", cond, unable=unable):
+    if is_exporting() or not takes_kernel("cond_silu", cond, unable=unable):
         return reference.cond_silu(time, cond)
     y: Tensor = _forward(time, cond)
     return y

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..choice import takes_kernel
+from ..choice import is_exporting, takes_kernel
 from . import reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,7 +42,7 @@ def ddim_update(
         [...] in the dtype of x.
     """
     unable = _unable(x, output, row, noise)
-    if torch.compiler.is_exporting() or not takes_kernel("ddim_update", x, unable=unable):
+    if is_exporting() or not takes_kernel("ddim_update", x, unable=unable):
         return reference.ddim_update(x, output, row, step=step, clip_range=clip_range, noise=noise)
     y: Tensor = _update(x, output, row, step, clip_range, noise)
     return y

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ShapeError
-from ..choice import kernel_choice, takes_kernel
-from . import reference
+from ..choice import is_exporting, kernel_choice, takes_kernel
+from . import by_hand, reference
 
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
@@ -32,12 +32,20 @@ def node_posterior(infer: Tensor, prior: Tensor, noise: Tensor) -> tuple[Tensor,
     """
     _check(infer, prior, noise)
     # What is exported has to run where there is no Triton, so it is the reference unless forced.
-    exported = torch.compiler.is_exporting() and kernel_choice() != "triton"
+    exported = is_exporting() and kernel_choice() != "triton"
     unable = _unable(infer, prior, noise)
     if exported or not takes_kernel("node_posterior", infer, unable=unable):
-        return reference.node_posterior(infer, prior, noise)
+        return _plain(infer, prior, noise)
     z, kl = _forward(infer, prior, noise)
     return z, kl
+
+
+def _plain(infer: Tensor, prior: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference, with its gradients by hand where some are asked for one after another."""
+    trains = torch.is_grad_enabled() and (infer.requires_grad or prior.requires_grad)
+    if trains and not noise.requires_grad and not torch.compiler.is_compiling():
+        return by_hand.node_posterior(infer, prior, noise)
+    return reference.node_posterior(infer, prior, noise)
 
 
 def _check(infer: Tensor, prior: Tensor, noise: Tensor) -> None:

@@ -1,4 +1,8 @@
-"""The truth, in plain torch: merge, sample and compare, as `nn/gaussians.py` has them."""
+"""The truth, in plain torch: merge, sample and compare, as `nn/gaussians.py` has them.
+
+Written with the shares of the two variances, as in README.md: the textbook's differences of almost
+equal numbers would cost gradients their digits in float32.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,12 @@ def node_posterior(infer: Tensor, prior: Tensor, noise: Tensor) -> tuple[Tensor,
     dtype = torch.promote_types(infer.dtype, torch.float32)
     mean_i, var_i = _mean_and_variance(infer.to(dtype))
     mean_p, var_p = _mean_and_variance(prior.to(dtype))
-    total = var_i + var_p
-    mean = (mean_i * var_p + mean_p * var_i) / total
-    var = var_i * var_p / total + EPS
-    z = mean + torch.sqrt(var) * noise
-    ratio = var / var_p
-    square = (mean - mean_p) ** 2 / var_p
-    kl = 0.5 * (ratio + square - 1 - torch.log(ratio)).flatten(-3).sum(-1)
+    apart, both = mean_i - mean_p, var_i + var_p
+    share_i, share_p = var_i / both, var_p / both
+    z = mean_p + share_p * apart + torch.sqrt(share_i * var_p + EPS) * noise
+    more = EPS / var_p
+    square = share_p * apart * (apart / both)
+    kl = 0.5 * (square + (more - share_p) - torch.log(share_i + more)).flatten(-3).sum(-1)
     return z.to(noise.dtype), kl
 
 

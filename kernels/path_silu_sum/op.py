@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choice import takes_kernel
+from ..choice import is_exporting, takes_kernel
 from . import reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +34,7 @@ def path_silu_sum(h: Tensor, nodes: Tensor) -> Tensor:
         unable = f"values of type {h.dtype}"
     elif h.shape[1] > SLOTS:
         unable = f"paths of more than {SLOTS} slots"
-    if torch.compiler.is_exporting() or not takes_kernel("path_silu_sum", h, unable=unable):
+    if is_exporting() or not takes_kernel("path_silu_sum", h, unable=unable):
         return reference.path_silu_sum(h, nodes)
     y: Tensor = _forward(h, nodes)
     return y

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..choice import is_exporting
+
 LANES = 16
 """Output channels that the library computes at once, whether they are there or not: float32 in a
 vector of 512 bits."""
@@ -89,7 +91,7 @@ def _rows_as_channels(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     groups = -(-out_size // max(LANES // out_channels, 1))
     rows = -(-out_size // groups)
     # An exported graph has no place to write into: the number of images would be fixed in it.
-    if rows == 1 or torch.compiler.is_exporting():
+    if rows == 1 or is_exporting():
         return _plain(x, weight, padding)
     # The groups end with the map; rows of the first that lie above it are left out.
     above = groups * rows - out_size

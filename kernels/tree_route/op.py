@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ShapeError
-from ..choice import kernel_choice, takes_kernel
+from ..choice import is_exporting, kernel_choice, takes_kernel
 from . import reference
 from .table import WAY, RouteTable
 
@@ -77,7 +77,7 @@ def _check(name: str, x: Tensor, table: RouteTable) -> None:
 
 def _takes_kernel(name: str, logit: Tensor) -> bool:
     # What is exported has to run where there is no Triton, so it is the reference unless forced.
-    exported = torch.compiler.is_exporting() and kernel_choice() != "triton"
+    exported = is_exporting() and kernel_choice() != "triton"
     unable = None if logit.dtype in DTYPES else f"logits of {logit.dtype}"
     return not exported and takes_kernel(name, logit, unable=unable)
 

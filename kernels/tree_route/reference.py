@@ -10,7 +10,7 @@ from .table import WAY
 
 
 def log_node_prob(logit: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The sum of the log-probabilities of the turns on each path, as `NodeStack` has it.
+    """The sum of the log-probabilities of the turns on each path, as one product.
 
     Args:
         logit: [B, I] float.

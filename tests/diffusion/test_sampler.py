@@ -42,7 +42,9 @@ def draws(batch: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
 def with_predictor(predict: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
     """A denoiser whose embedding is the timestep itself, and whose network is `predict`."""
     time = SimpleNamespace(table=lambda steps: torch.as_tensor(steps).double()[:, None])
-    net = SimpleNamespace(training=False, time=time, predict=lambda x, emb, _: predict(x, emb))
+    net = SimpleNamespace(
+        training=False, time=time, predict=lambda x, time, y, _: predict(x, time + y)
+    )
     return cast("Denoiser", net)
 
 

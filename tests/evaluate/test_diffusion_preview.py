@@ -51,9 +51,9 @@ class Oracle(torch.nn.Module):
         return F.pad((nodes.max(dim=1).values[:, None] - 2) * 0.25, (1, 0))
 
     def predict(
-        self, x: torch.Tensor, emb: torch.Tensor, seen: torch.Tensor | None
+        self, x: torch.Tensor, time: torch.Tensor, y: torch.Tensor, seen: torch.Tensor | None
     ) -> torch.Tensor:
-        t, grey = int(emb[0, 0]), emb[:, 1, None, None, None]
+        t, grey = int(time[0]), y[:, 1, None, None, None]
         return (x - self.schedule.alpha[t] * grey) / self.schedule.sigma[t]
 
 

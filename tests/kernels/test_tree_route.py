@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from treediffusion.config import TreeConfig
 from treediffusion.errors import BackendUnavailableError, ShapeError
 from treediffusion.forest import Forest
 from treediffusion.kernels.choice import use_kernels
@@ -22,7 +23,7 @@ from treediffusion.kernels.tree_route import (
     tree_route,
 )
 from treediffusion.kernels.tree_route.table import WAY
-from treediffusion.nn.node_stack import NodeStack, edges
+from treediffusion.nn.node_stack import NodeStack
 from treediffusion.noise import Stream, uniform
 from treediffusion.runtime.routing import leaf_probabilities, route
 from treediffusion.topology import TreeTopology
@@ -64,13 +65,13 @@ def a_case(
 
 
 @pytest.mark.parametrize("tree", [*TREES.values(), FOREST], ids=[*TREES, "forest"])
-def test_the_edges_are_those_of_the_stack_of_nodes(tree: TreeTopology | Forest) -> None:
+def test_edges_are_the_turns_that_names_tell(tree: TreeTopology | Forest) -> None:
     table = route_table(tree)
     names = tree.names
-    if isinstance(tree, TreeTopology):
-        left, right = edges(tree)
-        assert np.array_equal(table.left.numpy(), left)
-        assert np.array_equal(table.right.numpy(), right)
+    for router, row in enumerate(tree.routers):
+        for edge, turn in ((table.left, "0"), (table.right, "1")):
+            below = [float(name.startswith(names[row] + turn)) for name in names]
+            assert edge[router].tolist() == below
     for row, turns in enumerate(table.nodes[:, WAY:].tolist()):
         for turn in filter(None, turns):
             router = names[tree.routers[abs(turn) - 1]]
@@ -102,16 +103,19 @@ def test_values_and_gradients_are_those_of_float64(
     torch.testing.assert_close(of_logit.double(), of_exact, rtol=error, atol=2 * error)
 
 
-def test_it_is_what_the_stack_of_nodes_has(interpreted: torch.device) -> None:
-    class Stack:
-        edge_left, edge_right = (
-            torch.from_numpy(part).to(interpreted) for part in edges(TREES["single children"])
-        )
-
-    logit, _, table = a_case(TREES["single children"], interpreted)
-    want = NodeStack.log_node_prob(Stack(), logit.float())  # type: ignore[arg-type]
-    torch.testing.assert_close(log_node_prob(logit.float(), table), want, rtol=1e-5, atol=1e-6)
-    assert torch.equal(reference.log_node_prob(logit.float(), table.left, table.right), want)
+def test_the_stack_of_nodes_asks_for_it(interpreted: torch.device) -> None:
+    """With its own buffers, which follow it to other devices and types."""
+    tree = TREES["single children"]
+    config = TreeConfig(latent_channels=2, channels=2, levels=5)
+    stack = NodeStack(tree, config, image_channels=1, image_size=8).to(interpreted)
+    logit, _, table = a_case(tree, interpreted)
+    want = log_node_prob(logit.float(), table)
+    assert torch.equal(stack.log_node_prob(logit.float()), want)
+    assert torch.equal(stack.double().log_node_prob(logit), log_node_prob(logit, table))
+    with use_kernels("reference"):
+        plain = stack.float().log_node_prob(logit.float())
+    torch.testing.assert_close(plain, want, rtol=1e-5, atol=1e-6)
+    assert not {name for name in stack.state_dict() if "edge" in name or "route_" in name}
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
-from treediffusion.nn.gaussians import EPS, Gaussian, kl, merge, sample
+from treediffusion.nn.gaussians import EPS, Gaussian, HeadGaussian, as_gaussian, kl, merge, sample
 
 SHAPE = (6, 3, 2, 4, 4)  # B, N, Z, R, R
 
@@ -19,6 +19,18 @@ def draw(seed: int, *, dtype: torch.dtype = torch.float64) -> Gaussian:
 
 def close(ours: Tensor, truth: Tensor) -> None:
     torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_a_heads_gaussian_and_a_gaussians_head_are_the_same() -> None:
+    """Also of no variance, and of those beyond 20, from where softplus leaves out exp(-20)."""
+    one = draw(0)
+    extreme = Gaussian(one.mean, torch.tensor([0.0, 1e-30, 1e-7, 1e18]).double().expand(SHAPE))
+    for gaussian in (one, extreme):
+        again = HeadGaussian(gaussian.heads)
+        assert torch.equal(again.mean, gaussian.mean)
+        torch.testing.assert_close(again.var, gaussian.var, rtol=2e-10, atol=0)
+        for ours, theirs in zip(as_gaussian(gaussian.heads), (again.mean, again.var), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_divergence_of_equals_is_exactly_zero() -> None:

@@ -62,6 +62,13 @@ def test_forward_is_body_of_the_projected_silu() -> None:
     assert torch.equal(net(x, emb), net.body(x, net.project(F.silu(emb))))
 
 
+def test_a_condition_is_added_to_one_time_or_to_each() -> None:
+    net = perturbed()
+    x, cond = inputs(net)
+    for time in (torch.randn(3, net.embed_dim), torch.randn(net.embed_dim)):
+        assert torch.equal(net(x, time, cond), net(x, time + cond))
+
+
 @pytest.mark.parametrize("scale_shift", [True, False])
 def test_slices_of_the_projection_equal_one_linear_per_block(scale_shift: bool) -> None:
     """Each block, in execution order, receives its own rows of the one weight matrix."""

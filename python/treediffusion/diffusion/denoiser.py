@@ -90,10 +90,16 @@ class Denoiser(nn.Module):
         Returns:
             [B, C, H, W] float.
         """
-        return self.predict(x_t, self.time(t) + y, reconstruction)
+        return self.predict(x_t, self.time(t), y, reconstruction)
 
-    def predict(self, x_t: Tensor, emb: Tensor, reconstruction: Tensor | None = None) -> Tensor:
-        """The same from time and condition embedded already, emb: [B, E]."""
+    def predict(
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        y: Tensor | None = None,
+        reconstruction: Tensor | None = None,
+    ) -> Tensor:
+        """The same from embedded timesteps; `time` and `y` as in `UNet.forward`."""
         assert (reconstruction is None) == (self.reconstruction == "none")
         if reconstruction is not None:
             x_t = (
@@ -101,5 +107,5 @@ class Denoiser(nn.Module):
                 if self.reconstruction == "concat"
                 else x_t + reconstruction
             )
-        out: Tensor = self.unet(x_t, emb)
+        out: Tensor = self.unet(x_t, time, y)
         return out

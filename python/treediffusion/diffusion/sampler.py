@@ -56,7 +56,7 @@ def sample(
     limits = table.clip_range if table.clip else None
 
     def evaluate(x: Tensor, step: int, drawn: Tensor | None) -> Tensor:
-        found = denoiser.predict(x.to(y.dtype), times[step] + y, reconstruction)
+        found = denoiser.predict(x.to(y.dtype), times[step], y, reconstruction)
         return ddim_update(x, found, rows[step], clip_range=limits, noise=drawn)
 
     images: Tensor = follow(table, x_start, evaluate, noise)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ..config import DiffusionConfig, SamplingConfig
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.draws import Draws, latent_noise
 from ..diffusion.model import make_table
 from ..diffusion.sampler import sample
+from ..nn.packed import packed
 from ..nn.prepared import prepared
 from ..nn.tree_vae import TreeVAE
 from ..runtime.pixels import to_uint8
@@ -69,13 +71,13 @@ def leaf_images(tree: TreeVAE, denoiser: Denoiser, config: DiffusionConfig) -> N
     device = next(denoiser.parameters()).device
     topology = tree.topology
     count = topology.num_leaves * LEAF_IMAGES
-    # On the CPU, so that every device draws the same; a generator of its own disturbs nobody.
-    numbers = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(count, topology.num_nodes, *tree.latent_shape, generator=numbers)
-    start = torch.randn(count, *tree.image_shape, generator=numbers)
+    # The runtime's numbers: every device draws the same, and no generator is disturbed.
+    images = range(count)
+    noise = latent_noise(SEED, images, topology.num_nodes, tree.latent_shape, device=device)
+    draws = Draws(SEED, images, tree.image_shape, device=device)
     leaf = torch.arange(count, device=device) // LEAF_IMAGES
 
-    z = tree.generate(noise.to(device)).z
+    z = packed(tree).generate(noise).z
     slots = leaf_slots(topology, config.signal)
     rows, ids = (torch.from_numpy(part).to(device)[leaf] for part in slots)
     each = torch.arange(count, device=device)
@@ -86,6 +88,6 @@ def leaf_images(tree: TreeVAE, denoiser: Denoiser, config: DiffusionConfig) -> N
         seen = tree.decode(z)[each, leaf].clamp(0.0, 1.0) * (high - low) + low
 
     table = make_table(config, SamplingConfig(num_inference_steps=STEPS))
-    x = sample(prepared(denoiser), y, start.to(device), table, reconstruction=seen)
-    images = to_uint8(x.float().cpu().numpy(), (low, high))
-    return images.reshape(topology.num_leaves, LEAF_IMAGES, *tree.image_shape)
+    x = sample(prepared(denoiser), y, draws.start(), table, reconstruction=seen)
+    pixels = to_uint8(x.float().cpu().numpy(), (low, high))
+    return pixels.reshape(topology.num_leaves, LEAF_IMAGES, *tree.image_shape)

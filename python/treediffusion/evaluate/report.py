@@ -65,7 +65,7 @@ def write_report(
     assigning = len(data.images) / ASSIGNED_PER_DRAWN
     with Progress(images + assigning, "drawing", quiet=quiet) as progress:
         leaf_prob = _assign(engine, pixels, progress)
-        sheet = engine.sheet(SHEET_ROOTS, seed=seed)
+        sheet = engine.generate_leaves(SHEET_ROOTS, seed=seed)
         progress.advance(SHEET_ROOTS * tree.num_leaves, "every leaf from the same roots")
         gallery = []
         for name in tree.leaf_names:

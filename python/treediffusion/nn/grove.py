@@ -20,8 +20,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..forest import Forest
 from ..topology import TreeTopology
-from .gaussians import Gaussian, kl, sample
-from .node_stack import NodeStack, as_gaussian
+from .gaussians import Gaussian, as_gaussian, kl, sample
+from .node_stack import NodeStack
 from .tree_vae import Inference, TreeVAE
 
 

@@ -21,15 +21,16 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TreeConfig
 from ..forest import Forest
+from ..kernels.node_posterior import node_posterior
+from ..kernels.tree_route import RouteTable, log_node_prob, route_table
 from ..topology import TreeTopology
 from .activation import make_activation
 from .codecs import latent_size, make_decoders
-from .gaussians import Gaussian, kl, merge, sample
+from .gaussians import HeadGaussian
 from .stacked import (
     StackedConv,
     StackedLinear,
@@ -54,6 +55,7 @@ class Transformations(nn.Module):
         z, c = config.latent_channels, config.channels
         widths = (z, c) if config.is_mlp else (z, z, z, c)
         kernel = kernel_size(config)
+        self.config = config
         self.activation = make_activation(config)
         self.convs = nn.ModuleList(
             StackedConv(nodes, a, b, kernel=kernel) for a, b in pairwise(widths)
@@ -61,11 +63,11 @@ class Transformations(nn.Module):
         self.norms = nn.ModuleList(StackedNorm(nodes, width) for width in widths[1:])
         self.head = StackedConv(nodes, c, 2 * z, kernel=kernel, bias=config.is_mlp)
 
-    def forward(self, z: Tensor) -> Gaussian:
+    def forward(self, z: Tensor) -> HeadGaussian:
         """z: [B, N, Z, R, R] samples of the parents -> the nodes' priors."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             z = self.activation(norm(conv(z)))
-        return as_gaussian(self.head(z))
+        return HeadGaussian(self.head(z))
 
 
 class Routers(nn.Module):
@@ -141,16 +143,16 @@ class Heads(nn.Module):
             else None
         )
 
-    def forward(self, features: Tensor) -> Gaussian:
-        """features: [B, S, depths, C, R, R] -> [B, N - S, Z, R, R] mean and variance."""
+    def forward(self, features: Tensor) -> HeadGaussian:
+        """features: [B, S, depths, C, R, R] -> N - S estimates."""
         narrow = self.narrow_maps(features)[:, :, : self.channels]
         if self.wide is None:
-            return as_gaussian(apply_rows(self.narrow, narrow))
+            return HeadGaussian(apply_rows(self.narrow, narrow))
         parts = [self.wide(self.wide_maps(features))]
         if self.narrow_rows:
             parts.insert(0, self.narrow(narrow))
         found = torch.cat(parts, dim=1)
-        return as_gaussian(found if self.order is None else found[:, self.order])
+        return HeadGaussian(found if self.order is None else found[:, self.order])
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class NodeStack(nn.Module):
     its own: a `Forest`. Below, a single tree has S = 1.
     """
 
+    route_nodes: Tensor
     edge_left: Tensor
     edge_right: Tensor
 
@@ -211,9 +214,9 @@ class NodeStack(nn.Module):
         self.prior_routers = Routers(routers, config.latent_channels, config)
         self.post_routers = Routers(routers, config.channels, config)
         self.decoders = make_decoders(topology.num_leaves, config, image_channels, image_size)
-        left, right = edges(topology)
-        self.register_buffer("edge_left", torch.from_numpy(left), persistent=False)
-        self.register_buffer("edge_right", torch.from_numpy(right), persistent=False)
+        names = ("route_nodes", "edge_left", "edge_right")
+        for name, part in zip(names, route_table(topology), strict=True):
+            self.register_buffer(name, part, persistent=False)
 
     def forward(
         self,
@@ -239,19 +242,19 @@ class NodeStack(nn.Module):
         counts = [len(parents) for parents in self.levels]
         transforms = self._by_level(counts, one_by_one=one_by_one(root_z))
         noises = torch.split(noise, counts, dim=1)
-        estimates: list[Gaussian | None] = [None] * len(counts)
+        estimates: Sequence[Tensor | None] = [None] * len(counts)
         if features is not None:
-            mean, var = (torch.split(part, counts, dim=1) for part in self.heads(features))
-            estimates = [Gaussian(*parts) for parts in zip(mean, var, strict=True)]
+            estimates = torch.split(self.heads(features).heads, counts, dim=1)
         samples, kls = [root_z], []
         steps = zip(self.levels, transforms, estimates, noises, strict=True)
         for parents, transform, estimate, level_noise in steps:
             prior = transform(samples[-1][:, parents])
-            node = prior
-            if estimate is not None:
-                node = merge(estimate, prior)
-                kls.append(kl(node, prior))
-            samples.append(sample(node, level_noise))
+            if estimate is None:
+                samples.append(prior.sample(level_noise))
+                continue
+            node_z, node_kl = node_posterior(estimate, prior.heads, level_noise)
+            samples.append(node_z)
+            kls.append(node_kl)
         z = torch.cat(samples, dim=1)
         prior_logit = self.prior_routers(z[:, self.router_rows])
         post_logit = None if features is None else self.route(features)
@@ -265,7 +268,7 @@ class NodeStack(nn.Module):
 
     def _by_level(
         self, counts: list[int], *, one_by_one: bool
-    ) -> list[Callable[[Tensor], Gaussian]]:
+    ) -> list[Callable[[Tensor], HeadGaussian]]:
         """The transformations of levels of so many nodes: [B, n, Z, R, R] samples -> priors."""
         if not one_by_one:
             return by_rows(self.transformations, counts)
@@ -278,13 +281,13 @@ class NodeStack(nn.Module):
         return logit
 
     def log_node_prob(self, logit: Tensor) -> Tensor:
-        """[B, I] logits of "left" -> [B, N] log-probability of reaching each node from the root.
+        """[B, I] logits of "left" -> [B, N] log-probability of reaching each node from the root."""
+        return log_node_prob(logit, self.routes)
 
-        The sum over the path of the log-probability of the turn taken, as one product.
-        """
-        # -softplus(-x) and not logsigmoid(x), which ONNX knows only as log(sigmoid(x)): that is
-        # -inf for a decided router, and -inf times an edge that is not there is not a number.
-        return -(F.softplus(-logit) @ self.edge_left + F.softplus(logit) @ self.edge_right)
+    @property
+    def routes(self) -> RouteTable:
+        """The tree as routing reads it."""
+        return RouteTable(self.route_nodes, self.edge_left, self.edge_right)
 
     def decode(self, z: Tensor) -> Tensor:
         """z: [B, N, Z, R, R] -> [B, L, C, H, W], each leaf's image from its own sample."""
@@ -337,30 +340,12 @@ def _level(topology: Topology, depth: int) -> list[int]:
     return parents
 
 
-def _in_turn(nodes: list[Callable[[Tensor], Gaussian]], z: Tensor) -> Gaussian:
+def _in_turn(nodes: list[Callable[[Tensor], HeadGaussian]], z: Tensor) -> HeadGaussian:
     """Each node's Gaussian of its own sample, z: [B, n, Z, R, R]."""
-    priors = [node(z_n) for node, z_n in zip(nodes, torch.split(z, 1, dim=1), strict=True)]
-    return Gaussian(*(torch.cat(parts, dim=1) for parts in zip(*priors, strict=True)))
+    parts = zip(nodes, torch.split(z, 1, dim=1), strict=True)
+    return HeadGaussian(torch.cat([node(z_n).heads for node, z_n in parts], dim=1))
 
 
 def kernel_size(config: TreeConfig) -> int:
     """Of the tree's convolutions; a vector is a map of one pixel."""
     return 1 if config.is_mlp else 3
-
-
-def as_gaussian(heads: Tensor) -> Gaussian:
-    """[..., 2 Z, R, R] -> mean and softplus variance, [..., Z, R, R] each."""
-    mean, raw = heads.chunk(2, dim=-3)
-    return Gaussian(mean, F.softplus(raw))
-
-
-def edges(topology: Topology) -> tuple[np.ndarray, np.ndarray]:
-    """[I, N] float32 twice: 1 where the path to node n turns left (right) at router i."""
-    paths = [topology.names[row] for row in topology.routers]
-    left, right = (
-        np.array([[name.startswith(p + turn) for name in topology.names] for p in paths])
-        .reshape(len(paths), topology.num_nodes)
-        .astype(np.float32)
-        for turn in "01"
-    )
-    return left, right

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..kernels.choice import is_exporting
 from ..kernels.stacked_conv import stacked_conv, stacked_conv_transpose
 
 SMALL_MAP = 9
@@ -164,8 +165,11 @@ def one_by_one(x: Tensor) -> bool:
     """Whether a CPU does the rows of x, [B, n, C, S, S], faster one after another.
 
     It does where a row is work enough to hide the calls: its maps stay in the caches from one
-    layer to the next, and its convolutions are plain ones.
+    layer to the next, and its convolutions are plain ones. An exported graph, which pays for
+    operations, has all of them at once.
     """
+    if is_exporting():
+        return False
     return x.device.type == "cpu" and math.prod(x.shape[2:]) >= ROW_ENTRIES
 
 

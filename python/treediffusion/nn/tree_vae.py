@@ -22,8 +22,8 @@ from ..errors import TopologyError
 from ..topology import TreeTopology
 from .activation import make_activation
 from .codecs import latent_size, make_encoder
-from .gaussians import Gaussian, kl, sample
-from .node_stack import NodeStack, TreePass, as_gaussian, kernel_size
+from .gaussians import Gaussian, as_gaussian, kl, sample
+from .node_stack import NodeStack, TreePass, kernel_size
 from .projections import Projections
 from .stacked import StackedConv, StackedNorm
 

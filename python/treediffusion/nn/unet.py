@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import ConfigError, ShapeError
+from ..kernels.cond_silu import cond_silu
 from ..kernels.gn_silu import Mode, gn_silu
 
 GROUPS = 32
@@ -101,17 +102,19 @@ class UNet(nn.Module):
         # The default initialisation depends on E alone, so it is that of separate layers.
         self.project = nn.Linear(self.embed_dim, sum(self.slices))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         """The whole network.
 
         Args:
             x: [B, C, H, W] float, images.
-            emb: [B, E] float, time + condition, before any activation.
+            time: [B, E] float, embedded timesteps; with a condition also [E], one for all images.
+            cond: [B, E] float, conditions; None where there are none, or `time` has them in it.
 
         Returns:
             [B, C_out, H, W] float.
         """
-        return self.body(x, self.project(F.silu(emb)))
+        seen = F.silu(time) if cond is None else cond_silu(time, cond)
+        return self.body(x, self.project(seen))
 
     def body(self, x: Tensor, projection: Tensor) -> Tensor:
         """Everything but the projection.

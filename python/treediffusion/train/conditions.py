@@ -2,7 +2,7 @@
 
     leaf ~ p(l | x),  z ~ q(z | x) on the leaf's path,  and, where it is seen, TreeVAE's image
 
-The tree's bottom-up maps and leaf probabilities of an image never change, so they are computed
+The tree's bottom-up maps and its routers' logits of an image never change, so they are computed
 once; latents and leaves are drawn afresh in every step. No decoder runs unless its images are seen.
 To learn guidance, signals are left out, or cut, for some images. Nothing here waits for a value.
 """
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config import DiffusionConfig
+from ..kernels.tree_route import tree_route
+from ..nn.packed import packed
 from ..nn.tree_vae import TreeVAE
 from ..signals import leaf_slots
 from .measure import CHUNK
@@ -44,23 +46,20 @@ class Conditions:
     """
 
     def __init__(self, images: Tensor, tree: TreeVAE, config: DiffusionConfig) -> None:
-        self.tree, self.config = tree, config
+        self.tree, self.config = packed(tree), config
         slots = leaf_slots(tree.topology, config.signal)
         self._rows, self._ids = (torch.from_numpy(part).to(images.device) for part in slots)
-        leaves = tree.topology.leaves.tolist()
         with torch.no_grad():
             self._features = torch.cat([tree.bottom_up(x) for x in torch.split(images, CHUNK)])
             parts = torch.split(self._features, CHUNK)
-            logit = torch.cat([tree.nodes.route(part[:, None]) for part in parts])
-            self._leaf_prob = tree.nodes.log_node_prob(logit)[:, leaves].exp()
+            self._logit = torch.cat([tree.nodes.route(part[:, None]) for part in parts])
 
     @torch.no_grad()
     def draw(self, index: Tensor) -> Told:
         """A leaf and latents for each image; index: [B] int64, their positions."""
         z = self.tree.infer(features=self._features[index]).nodes.z
-        prob = self._leaf_prob[index]
-        # What torch.multinomial does besides waiting for a check, which no graph can hold.
-        leaf = (prob / torch.empty_like(prob).exponential_()).argmax(dim=1)
+        logit = self._logit[index]
+        _, leaf = tree_route(logit, torch.rand_like(logit), self.tree.nodes.routes)
         each = torch.arange(len(z), device=z.device)
         rows = self._rows[leaf]
         z_path = z.flatten(2)[each[:, None], rows.clamp(min=0)]

@@ -23,6 +23,7 @@ from ..data.views import random_view
 from ..forest import Forest
 from ..nn.grove import Grove
 from ..nn.node_stack import NodeStack, TreePass
+from ..nn.packed import packed
 from ..nn.tree_objective import contrastive_loss, subtree_elbo, tree_elbo
 from ..nn.tree_vae import TreeVAE
 from .measure import CHUNK
@@ -180,6 +181,7 @@ class Trunk:
         # makes them once more, and must not meet other random numbers for it.
         with torch.random.fork_rng(devices=[]):
             self.chain = tree.chain(leaf).eval()
+        self._drawing = packed(self.chain)
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +210,7 @@ class Trunk:
     @torch.no_grad()
     def draw(self, features: Tensor) -> Tensor:
         """[B, Z, R, R] fresh samples of the leaf's latent."""
-        return self.chain.infer(features=features).nodes.z[:, -1]
+        return self._drawing.infer(features=features).nodes.z[:, -1]
 
 
 class Trunks:
@@ -218,7 +220,7 @@ class Trunks:
         self._single = [Trunk(tree, leaf) for tree, leaf in zip(trees, leaves, strict=True)]
         with torch.random.fork_rng(devices=[]):
             self._whole = Grove(trees).eval()
-            self._paths = Grove([trunk.chain for trunk in self._single]).eval()
+            self._paths = packed(Grove([trunk.chain for trunk in self._single]).eval())
         whole, paths = (grove.nodes.topology.names for grove in (self._whole, self._paths))
         names = [Forest.name(*place) for place in enumerate(leaves)]
         self._rows = [whole.index(name) for name in names]
