@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WHEELS := build/wheels
 EMPTY := build/wheel-env
+OLDEST := build/triton-3.6
 
-.PHONY: help demo test lint type check fix goals bench wheel-test clean
+.PHONY: help demo test lint type check fix goals bench wheel-test docs kernels-triton-3.6 clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## a tree and a diffusion model of small digits, on the CPU, in minutes
 	$(BIN)/treediffusion demo
@@ -46,6 +47,19 @@ wheel-test: $(VENV)/.installed-dev ## the wheel in an empty environment: base de
 	cd build && ../$(EMPTY)/bin/python -c "import treediffusion.runtime, treediffusion.kernels, treediffusion.export"
 	cd build && ../$(EMPTY)/bin/treediffusion --help > /dev/null
 	@echo "wheel-test: $$(ls $(WHEELS)) works with base dependencies alone"
+
+docs: $(VENV)/.installed-dev ## the pages of docs/, into build/docs
+	@$(PIP) install -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+# The checkout's own code is tested; what is installed besides are the packages that it needs.
+kernels-triton-3.6: ## the kernels' tests with the oldest supported PyTorch, 2.11, and its Triton, 3.6
+	@rm -rf $(OLDEST)
+	@echo "installing PyTorch 2.11 and Triton 3.6 in $(OLDEST): up to 3 GB, some minutes"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -q install '.[train,cpu,test]' 'torch==2.11.*' 'triton==3.6.*'
+	PYTHONPATH=python $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/kernels
+	@rm -rf $(OLDEST)
 
 clean: ## remove build products, not the environment
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,8 +1,8 @@
-"""Ward and k-means on pixels, through scikit-learn.
+"""Ward and k-means on vectors, through scikit-learn.
 
-Both minimise the sum of squared distances from each image, taken as a vector of C*H*W pixels in
-[0, 1], to the mean of its cluster: Ward by merging, k-means by moving the means. They see no labels
-and no augmentation, and learn nothing that could be applied to further images.
+Both minimise the sum of squared distances from each vector to the mean of its cluster: Ward by
+merging, k-means by moving the means. Images are taken as vectors of C*H*W pixels in [0, 1]. They
+see no labels and no augmentation, and learn nothing that could be applied to further images.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Pixels, to_float
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from ..optional import require
+from .dendrogram import Dendrogram
 
 
 def ward(images: Pixels, k: int) -> NDArray[np.int64]:
@@ -33,6 +34,21 @@ def ward(images: Pixels, k: int) -> NDArray[np.int64]:
     return np.asarray(model.fit_predict(pixels), np.int64)
 
 
+def ward_merges(vectors: NDArray[np.float32]) -> Dendrogram:
+    """All of Ward's merges, of which `ward` is one cut; memory as there.
+
+    Args:
+        vectors: [n, D] float, n of 2 or more.
+    """
+    if vectors.ndim != 2 or len(vectors) < 2:
+        raise ShapeError("vectors", got=list(vectors.shape), expected="[n, D] with n of 2 or more")
+    cluster = require("sklearn.cluster", extra="train")
+    model = cluster.AgglomerativeClustering(
+        n_clusters=1, linkage="ward", compute_full_tree=True, compute_distances=True
+    ).fit(vectors)
+    return Dendrogram(np.asarray(model.children_, np.int64), np.asarray(model.distances_))
+
+
 def k_means(images: Pixels, k: int, seed: int) -> NDArray[np.int64]:
     """k-means, the best of 10 k-means++ starts.
 
@@ -50,8 +66,12 @@ def k_means(images: Pixels, k: int, seed: int) -> NDArray[np.int64]:
     return np.asarray(model.fit_predict(pixels), np.int64)
 
 
-def _pixels(images: Pixels, k: int) -> NDArray[np.float32]:
+def as_vectors(images: Pixels) -> NDArray[np.float32]:
     """[n, C*H*W] float32 in [0, 1]."""
+    return to_float(images).reshape(len(images), -1)
+
+
+def _pixels(images: Pixels, k: int) -> NDArray[np.float32]:
     if not 1 <= k <= len(images):
         raise ConfigError("k", got=k, expected=f"1 to {len(images)}, the number of images")
-    return to_float(images).reshape(len(images), -1)
+    return as_vectors(images)
