@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from cases import denoising, treevae
+from cases.kernels import KERNEL_GOALS
 from cases.pair import Case
 
 
@@ -220,14 +221,7 @@ GOALS = (
         why="a target: training of the published CIFAR network on an H200 at 35 % of its matmul "
         "rate",
     ),
-    Goal(
-        name="kernels/norm-bandwidth-gpu",
-        goal=85.0,
-        unit="%",
-        measure=None,
-        why="a target: of an H200's copy bandwidth, group norm with scale, shift and SiLU, on maps "
-        "larger than its L2; the best published kernels reach 90 to 95 %",
-    ),
+    *(Goal(goal.name, goal.goal, goal.unit, None, goal.why) for goal in KERNEL_GOALS),
     Goal(
         name="runtime/step-tiny-1",
         goal=3.3,

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: ONNX graphs, TensorRT engines, and the proof that they agree.
+"""From a checkpoint to a bundle: ONNX graphs, and the proof that they agree.
 
 Reached as ``treediffusion.export``. Modules here import with leading dots only, so that a stray
 ``import export`` from the checkout fails instead of loading a second copy. Names are loaded when
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from .. import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .write_bundle import EXPORT_STEPS, export_bundle
+    from .write_bundle import EXPORT_STEPS, export_bundle, export_steps
 
-__all__ = ["EXPORT_STEPS", "export_bundle"]
+__all__ = ["EXPORT_STEPS", "export_bundle", "export_steps"]
 
 
 def __getattr__(name: str) -> object:

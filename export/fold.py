@@ -21,6 +21,7 @@ from ..nn.codecs.chain import LeafDecoders
 from ..nn.node_stack import Heads, Routers, Transformations
 from ..nn.stacked import StackedConv, StackedConvTranspose, StackedLinear, StackedNorm
 from ..nn.tree_vae import BottomUp, TreeVAE
+from .fold_residual import GroupedConv, affine, fold_codecs
 
 
 @torch.no_grad()
@@ -53,6 +54,11 @@ def fold(tree: TreeVAE) -> TreeVAE:
                     layers[place] = FoldedConv(layers[place], layers[half + place], size)
                     layers[half + place] = Same()
     _replace(tree, "root_head", size)
+    fold_codecs(tree)
+    for module in list(tree.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, StackedConv | StackedConvTranspose) and len(layer.weight):
+                setattr(module, name, WholeConv(layer))
     return tree
 
 
@@ -60,7 +66,12 @@ def _settle(tree: TreeVAE) -> None:
     """Weights that are worked out from others, by spectral norms, become plain ones."""
     for module in tree.modules():
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+            weight = cast(Tensor, module.weight).detach().clone()
+            del module.parametrizations
+            # Not by the framework's own function, which would take the weight from the class, too,
+            # and the class is shared with the tree that this is a copy of.
+            module.__class__ = type(module).__bases__[0]
+            module.register_parameter("weight", nn.Parameter(weight))
 
 
 def _replace(module: nn.Module, name: str, size: int) -> None:
@@ -118,24 +129,21 @@ class FoldedConv(nn.Module):
     def __init__(self, layer: nn.Module, norm: nn.Module | None, size: int) -> None:
         super().__init__()
         assert isinstance(layer, StackedConv | StackedConvTranspose)
-        probe = torch.zeros(1, len(layer.weight), _channels(layer), size, size)
-        self.out_channels, self.out_size = layer(probe).shape[2:4]
-        scale, shift = _affine(norm, len(layer.weight), self.out_channels)
-        self.layer = copy.deepcopy(layer)
-        if layer.bias is not None:
-            shift = shift + scale * layer.bias
-            self.layer.bias = None
-        outputs_first = isinstance(layer, StackedConv)
-        over_outputs = (
-            scale[:, :, None] if outputs_first else scale[:, None]
-        )  # [N, D, 1], [N, 1, D]
-        self.layer.weight.mul_(over_outputs[..., None, None])
+        assert norm is None or isinstance(norm, StackedNorm)
+        self.layer = GroupedConv(layer, norm)
+        rows, inputs = len(layer.weight), _channels(layer)
+        self.out_channels, self.out_size = self.layer.bias.shape[1], self.layer.out_size(size)
         # A graph pays for operations, as a GPU does for launches.
-        sizes = (_channels(layer), self.out_channels, size, self.out_size)
-        self.is_matrix = choose_form("cuda", *sizes) == "dense"
-        bias = shift[:, None, :, None].expand(-1, -1, -1, self.out_size**2).flatten(2)
+        form = choose_form("cuda", inputs, self.out_channels, size, self.out_size)
+        self.is_matrix = form == "dense" or not rows
+        if not self.is_matrix:
+            return
+        bias = self.layer.bias[:, None, :, None].expand(-1, -1, -1, self.out_size**2).flatten(2)
         self.register_buffer("bias", bias.contiguous())  # [N, 1, D*Q]
-        self.register_buffer("matrix", _matrix(self.layer, size) if self.is_matrix else None)
+        shape = (rows, inputs * size**2, self.out_channels * self.out_size**2)
+        matrix = _matrix(self.layer, inputs, size) if rows else torch.zeros(shape)
+        self.register_buffer("matrix", matrix)
+        del self.layer
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, n, C, S, S] -> [B, n, D, S', S']."""
@@ -143,9 +151,21 @@ class FoldedConv(nn.Module):
         if self.is_matrix:
             y = torch.baddbmm(self.bias, x.flatten(2).transpose(0, 1), self.matrix)
             return y.transpose(0, 1).reshape(shape)
-        y = self.layer(x)
-        out: Tensor = y + self.bias.transpose(0, 1).reshape(1, *shape[1:])
-        return out
+        out: Tensor = self.layer(x.flatten(1, 2))
+        return out.reshape(shape)
+
+
+class WholeConv(nn.Module):
+    """What is not folded: the convolutions of all nodes as one of so many groups."""
+
+    def __init__(self, layer: StackedConv | StackedConvTranspose) -> None:
+        super().__init__()
+        self.layer = GroupedConv(layer, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, n, C, S, S] -> [B, n, D, S', S']."""
+        y: Tensor = self.layer(x.flatten(1, 2))
+        return y.reshape(*x.shape[:2], -1, *y.shape[2:])
 
 
 def _affine(norm: nn.Module | None, rows: int, channels: int) -> tuple[Tensor, Tensor]:
@@ -153,17 +173,16 @@ def _affine(norm: nn.Module | None, rows: int, channels: int) -> tuple[Tensor, T
     if norm is None:
         return torch.ones(rows, channels), torch.zeros(rows, channels)
     assert isinstance(norm, StackedNorm)
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    return affine(norm)
 
 
 def _channels(layer: StackedConv | StackedConvTranspose) -> int:
     return layer.weight.shape[2 if isinstance(layer, StackedConv) else 1]
 
 
-def _matrix(layer: StackedConv | StackedConvTranspose, size: int) -> Tensor:
-    """[N, C*P, D*Q]: what the layer makes of every unit vector."""
-    inputs = _channels(layer) * size * size
-    units = torch.eye(inputs).view(inputs, 1, -1, size, size)
-    made: Tensor = layer(units.expand(-1, len(layer.weight), -1, -1, -1))
-    return made.flatten(2).transpose(0, 1).contiguous()
+def _matrix(layer: GroupedConv, channels: int, size: int) -> Tensor:
+    """[N, C*P, D*Q]: what the layer makes of every unit vector, without its bias."""
+    nodes, inputs = len(layer.weight), channels * size * size
+    units = torch.eye(inputs).view(inputs, 1, -1, size, size).expand(-1, nodes, -1, -1, -1)
+    made: Tensor = layer(units.flatten(1, 2)) - layer(torch.zeros(1, nodes * channels, size, size))
+    return made.reshape(inputs, nodes, -1).transpose(0, 1).contiguous()

@@ -3,12 +3,16 @@
 Every graph on seeded inputs, one image and five, and whole generations: the same noise through
 PyTorch's sampler and through the runtime. A graph may be off by 1e-4 and a generation by 1e-3,
 times the largest value where that exceeds 1. What differs is rounding; its size is recorded.
+
+A graph in half precision is proved twice: with its numbers widened to float32 it must compute what
+PyTorch computes with the same rounded weights, to 1e-4 again; and the output of its network may
+differ from float32's by the share of it that `ROUNDING_LIMITS` allows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from numpy.typing import NDArray
 from ..bundle import PIXEL_RANGES, Bundle
 from ..diffusion.model import TreeDiffusion
 from ..diffusion.sampler import sample
-from ..errors import ParityError
+from ..errors import ConfigError, ParityError
 from ..noise import Stream, normal
 from ..optional import require
 from ..runtime.backends import OnnxRuntimeBackend
@@ -30,23 +34,36 @@ from ..runtime.plan import Plan, make_plan
 from ..runtime.sampling import Sampler
 from ..signals import leaf_slots
 from ..solvers import SolverTable
-from .graphs import Graph
+from .graphs import Assign, Decode, Graph, Posterior
+from .graphs import Path as OfPath
+from .half import at_precision, rounded
+from .sets import PlannedFile
+from .widen import widen
 
 SEED = 2024
 BATCHES = (1, 5)
-IMAGES = 4
+IMAGES, STEPS = 3, 4
+"""Of the generation; more steps of the same graphs would prove no more."""
 GRAPH_LIMIT, GENERATION_LIMIT = 1e-4, 1e-3
 ROUNDING_FACTOR = 4.0
 """Times PyTorch's own rounding that a generation may be off, where that is more than the limit."""
+ROUNDING_LIMITS = {"fp16": 0.01, "bf16": 0.1}
+"""Root mean square that a network's output may be off by, as a share of its own."""
+NO_BFLOAT16 = "bfloat16 itself: ONNX Runtime has no such convolution on a CPU"
+
+Feed = Mapping[str, NDArray[Any]]
 
 
-def check(folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph]) -> dict[str, Any]:
+def check(
+    folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph], files: Sequence[PlannedFile]
+) -> dict[str, Any]:
     """Compares a written bundle with its model.
 
     Args:
         folder: the bundle, complete but for parity.json's content.
         model: what it was exported from, on the CPU.
-        graphs: the modules of its graphs.
+        graphs: what its graphs were made of, in float32.
+        files: its ONNX files.
 
     Returns:
         What parity.json holds.
@@ -55,39 +72,44 @@ def check(folder: Path, model: TreeDiffusion, graphs: Mapping[str, Graph]) -> di
         ParityError: a difference beyond the limit.
         DependencyError: ONNX Runtime is not installed.
     """
-    version = require("onnxruntime", extra="cpu").__version__
+    require("onnxruntime", extra="cpu")
     bundle = Bundle.open(folder, verify=False)
-    backend = OnnxRuntimeBackend(bundle)
-    try:
-        plan = _plan(bundle)
-        report = {
-            role: _graph(role, graph, backend, _feeds(graph, bundle, plan.table))
-            for role, graph in graphs.items()
-        }
-        generation = _generation(model, Sampler(bundle, backend), plan)
-    finally:
-        backend.close()
+    plan = _plan(bundle)
+    # The tree itself and not its folded copy, so that the folding is proved, too.
+    kinds = {"assign": Assign, "path": OfPath, "posterior": Posterior, "decode": Decode}
+    graphs = {
+        role: replace(graph, module=kinds[role](model.tree)) if role in kinds else graph
+        for role, graph in graphs.items()
+    }
+    feeds = {role: _feeds(graph, bundle, plan.table) for role, graph in graphs.items()}
     return {
-        "format": 1,
+        "format": 2,
         "reference": f"torch {torch.__version__.partition('+')[0]}, float32, CPU",
-        "backend": f"onnxruntime {version}, CPUExecutionProvider",
         "seed": SEED,
         "batches": list(BATCHES),
-        "graphs": report,
-        "generation": generation,
+        "graphs": {
+            file.name: _file(folder, file, graphs[file.role], feeds[file.role]) for file in files
+        },
+        "generation": _generate(model, bundle, plan),
     }
 
 
 def _plan(bundle: Bundle) -> Plan:
-    """The bundle's own solver and steps, without guidance, which asks for nothing else."""
-    return make_plan(bundle, replace(bundle.sampling, guidance_scale=1.0))
+    """The bundle's own solver in few steps, without guidance, which asks for nothing else."""
+    own = replace(bundle.sampling, guidance_scale=1.0)
+    for steps in range(min(own.num_inference_steps, STEPS), 0, -1):
+        try:
+            return make_plan(bundle, replace(own, num_inference_steps=steps))
+        except ConfigError:  # some spacings have not every number of steps
+            continue
+    return make_plan(bundle, own)
 
 
-def _feeds(graph: Graph, bundle: Bundle, table: SolverTable) -> list[dict[str, NDArray[Any]]]:
+def _feeds(graph: Graph, bundle: Bundle, table: SolverTable) -> list[Feed]:
     """Inputs of both batches, like those of use: images in 0..1, real paths, rows of a sampler."""
     generator = np.random.Generator(np.random.Philox(SEED))
     paths = leaf_slots(bundle.topology, bundle.told.signal).ids
-    feeds = []
+    feeds: list[Feed] = []
     for batch in BATCHES:
         feed: dict[str, NDArray[Any]] = {}
         for spec in graph.inputs:
@@ -111,23 +133,112 @@ def _feeds(graph: Graph, bundle: Bundle, table: SolverTable) -> list[dict[str, N
     return feeds
 
 
-def _graph(
-    role: str, graph: Graph, backend: OnnxRuntimeBackend, feeds: list[dict[str, NDArray[Any]]]
-) -> dict[str, Any]:
-    """The largest difference of each output over both batches."""
-    report: dict[str, Any] = {}
+def _file(folder: Path, file: PlannedFile, graph: Graph, feeds: Sequence[Feed]) -> dict[str, Any]:
+    """What is recorded of one file."""
+    content = (folder / file.name).read_bytes()
+    facts = {"role": file.role, "precision": file.precision, "opset": file.opset}
+    if file.precision == "fp32":
+        session = _Session(content)
+        facts["backend"] = session.name
+        return facts | {"outputs": _outputs(file.name, graph, session, feeds)}
+    # First what float32 would have been: where half precision overflows, that is the message.
+    feed = {**feeds[-1], "coef": _bare(feeds[-1]["coef"])}
+    if file.precision == "fp16":
+        session = _Session(content)
+        found, name = session.run(feed)["x_next"], session.name
+    else:
+        facts["not_run"] = NO_BFLOAT16
+        found = _results(at_precision(graph, file.precision), feed)["x_next"]
+        name = f"torch, {file.precision}, CPU"
+    rounding = _rounding(file, found, _results(graph, feed)["x_next"])
+    session = _Session(widen(content))
+    facts["backend"] = f"{session.name}, widened to float32 as PyTorch's weights"
+    outputs = _outputs(file.name, rounded(graph, file.precision), session, feeds)
+    return facts | {"outputs": outputs, "rounding": {"backend": name, **rounding}}
+
+
+def _outputs(
+    name: str, graph: Graph, session: _Session, feeds: Sequence[Feed]
+) -> dict[str, dict[str, float]]:
+    """The largest difference of each output over all batches."""
+    report: dict[str, dict[str, float]] = {}
     for feed in feeds:
-        expected = graph.run({name: torch.from_numpy(value) for name, value in feed.items()})
-        found = backend.run(role, feed)
-        for name, values in expected.items():
-            error, scale = _difference(found[name], values.numpy())
+        found = session.run(feed)
+        for output, values in _results(graph, feed).items():
+            error, scale = _difference(found[output], values)
             # A tree with one leaf has no routers, and an output without elements.
-            largest = float(np.abs(values.numpy()).max(initial=0.0))
-            _limit(f"{role}: {name}", error, GRAPH_LIMIT * scale)
-            worst = report.setdefault(name, {"max_abs_error": 0.0, "max_abs_value": 0.0})
+            largest = float(np.abs(values).max(initial=0.0))
+            _limit(f"{name}: {output}", error, GRAPH_LIMIT * scale)
+            worst = report.setdefault(output, {"max_abs_error": 0.0, "max_abs_value": 0.0})
             worst["max_abs_error"] = max(error, worst["max_abs_error"])
             worst["max_abs_value"] = max(largest, worst["max_abs_value"])
     return report
+
+
+def _rounding(file: PlannedFile, found: NDArray[Any], exact: NDArray[Any]) -> dict[str, float]:
+    """How far half precision takes the network's output from float32's."""
+    error, size = _rms(found.astype(np.float64) - exact), _rms(exact)
+    allowed = ROUNDING_LIMITS[file.precision] * size
+    if not error <= allowed:
+        raise ParityError(
+            f"{file.name}: network",
+            got=f"a difference of {error:.2e} from float32",
+            expected=f"at most {allowed:.1e}, {ROUNDING_LIMITS[file.precision]} of its size",
+            hint="this network's numbers are beyond such a type: export bf16 or fp32 instead",
+        )
+    return {"rms_error": error, "rms_value": size, "rms_error_allowed": allowed}
+
+
+def _rms(values: NDArray[Any]) -> float:
+    root = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    return root if np.isfinite(root) else float("inf")
+
+
+def _bare(coef: NDArray[Any]) -> NDArray[Any]:
+    """[S, 5] rows whose result is the network's output itself."""
+    bare = np.zeros_like(coef)
+    bare[:, 3] = 1.0
+    return bare
+
+
+def _results(graph: Graph, feed: Feed) -> dict[str, NDArray[Any]]:
+    found = graph.run({name: torch.from_numpy(value) for name, value in feed.items()})
+    return {name: values.numpy() for name, values in found.items()}
+
+
+class _Session:
+    """ONNX Runtime on the CPU with one graph.
+
+    Attributes:
+        name: of what runs.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        runtime = require("onnxruntime", extra="cpu")
+        provider = "CPUExecutionProvider"
+        self.name = f"onnxruntime {runtime.__version__}, {provider}"
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = runtime.InferenceSession(content, options, providers=[provider])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+        results = self._session.run(self._outputs, dict(feed))
+        return dict(zip(self._outputs, results, strict=True))
+
+
+def _generate(model: TreeDiffusion, bundle: Bundle, plan: Plan) -> dict[str, Any]:
+    """The generation by the first set in float32."""
+    name = next((name for name, each in bundle.sets.items() if each.precision == "fp32"), None)
+    if name is None:
+        return {"not_run": "no set is float32, and rounding would be all that is seen"}
+    bundle = bundle.only(name)
+    backend = OnnxRuntimeBackend(bundle)
+    try:
+        return {"set": name, **_generation(model, Sampler(bundle, backend), plan)}
+    finally:
+        backend.close()
 
 
 def _generation(model: TreeDiffusion, sampler: Sampler, plan: Plan) -> dict[str, Any]:

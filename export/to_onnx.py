@@ -10,26 +10,28 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
+from onnxscript import optimizer
 from torch import Tensor
 
 from .graphs import Graph
 
-# GroupNorm becomes InstanceNormalization, for which ONNX Runtime has a CPU kernel; from 21 on it
-# becomes GroupNormalization, for which it has none.
-OPSET = 18
 # One would be taken for a constant, and two sizes must differ to stay apart.
 EXAMPLE_SIZES = {"B": 2, "S": 3}
+LARGE = 1 << 24
+"""Elements of a constant that is worked out beforehand: no layer's weights have more."""
 NOTES = ("metadata_props", "doc_string")
 
 
-def to_onnx(graph: Graph) -> bytes:
+def to_onnx(graph: Graph, *, opset: int) -> bytes:
     """Exports a graph.
 
     Args:
         graph: a module in eval mode on the CPU.
+        opset: version of the operators; see `sets`.
 
     Returns:
         The ONNX model, with its symbolic sizes named as in the graph's specs.
@@ -50,11 +52,13 @@ def to_onnx(graph: Graph) -> bytes:
             traced,
             dynamo=True,
             verbose=False,
-            opset_version=OPSET,
+            optimize=False,
+            opset_version=opset,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
         )
-    assert program is not None
+        assert program is not None
+        _simplify(program.model)
     proto = program.model_proto
     _strip(proto)
     _strip_graph(proto.graph)
@@ -67,6 +71,14 @@ def to_onnx(graph: Graph) -> bytes:
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def _simplify(model: Any) -> None:
+    """What the exporter would do, first without the rules, whose cost grows as a graph's square."""
+    optimizer.inline(model)
+    optimizer.fold_constants(model, input_size_limit=LARGE, output_size_limit=LARGE)
+    optimizer.remove_unused_nodes(model)
+    optimizer.optimize(model)
 
 
 def _example(dtype: str, shape: tuple[int | str, ...]) -> Tensor:

@@ -1,82 +1,122 @@
-"""A trained model as a bundle: six ONNX graphs, the tree, a manifest, and the proof of parity.
+"""A trained model as a bundle: ONNX graphs, the tree, a manifest, and the proof of parity.
 
 The folder appears whole or not at all, and a second export of the same model with the same
-versions gives the same bytes: no dates, no host, no path. See `bundle` for what is in it.
+versions gives the same bytes: no dates, no host, no path. See `bundle` for what is in it, and
+`sets` for which graphs are made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..bundle import FORMAT, MANIFEST, PARITY, TREE
+from ..bundle import DEFAULT_SET, FORMAT, KIND, MANIFEST, PARITY, SEAL, TREE
+from ..bundle_files import seal_of
 from ..diffusion.model import TreeDiffusion
 from ..files import replace_directory
 from ..optional import require
 from .graphs import Graph, make_graphs, on_cpu
+from .half import at_precision
+from .provenance import provenance
+from .sets import BATCHES, PlannedSet, plan_sets
 
 if TYPE_CHECKING:
     from ..progress import Progress
 
-GRAPHS = "graphs/onnx-fp32"
-EXPORT_STEPS = 7
-"""By how much an export advances its progress: a graph each, and the proof."""
+DEFAULT_TARGETS, DEFAULT_PRECISIONS = ("onnx-cpu",), ("fp32",)
 
 
-def export_bundle(model: TreeDiffusion, out: Path, *, progress: Progress | None = None) -> Path:
+def export_steps(
+    targets: Sequence[str] = DEFAULT_TARGETS,
+    precisions: Sequence[str] = DEFAULT_PRECISIONS,
+    batches: Sequence[int] = BATCHES,
+) -> int:
+    """By how much such an export advances its progress: a graph each, and the proof.
+
+    Raises:
+        ConfigError: a target, precision or batch that there is not, or not together.
+    """
+    return len(plan_sets(targets, precisions, batches)[1]) + 1
+
+
+EXPORT_STEPS = export_steps()
+"""The same of the default."""
+
+
+def export_bundle(
+    model: TreeDiffusion,
+    out: Path,
+    *,
+    targets: Sequence[str] = DEFAULT_TARGETS,
+    precisions: Sequence[str] = DEFAULT_PRECISIONS,
+    batches: Sequence[int] = BATCHES,
+    progress: Progress | None = None,
+) -> Path:
     """Writes a bundle and proves that it computes what the model computes.
 
     Args:
         model: on any device; it is left as it is.
         out: the folder; an older bundle there is replaced.
-        progress: advanced by `EXPORT_STEPS` in all.
+        targets: what the graphs are for, of `bundle.TARGETS`.
+        precisions: of the denoiser's arithmetic, of `bundle.PRECISIONS`.
+        batches: numbers of images that calls will have; engines are built for them.
+        progress: advanced by `export_steps` in all.
 
     Returns:
         The folder.
 
     Raises:
+        ConfigError: a target, precision or batch that there is not, or not together.
         DependencyError: onnx, onnxscript or onnxruntime is not installed.
         ParityError: a graph computes something else; nothing is written.
         CheckpointError: the folder cannot be written, or holds other files.
     """
+    sets, files = plan_sets(targets, precisions, batches)
     for module, extra in (("onnx", "train"), ("onnxscript", "train"), ("onnxruntime", "cpu")):
         require(module, extra=extra)
     from .parity import check
-    from .to_onnx import OPSET, to_onnx
+    from .to_onnx import to_onnx
 
     out = Path(out)
     model = on_cpu(model)
     graphs = make_graphs(model)
     with replace_directory(out, marker=MANIFEST) as folder:
-        (folder / GRAPHS).mkdir(parents=True)
-        for role, graph in graphs.items():
-            (folder / GRAPHS / f"{role}.onnx").write_bytes(to_onnx(graph))
-            _advance(progress, f"export {role}")
+        for file in files:
+            graph = at_precision(graphs[file.role], file.precision)
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file.name).write_bytes(to_onnx(graph, opset=file.opset))
+            _advance(progress, f"export {file.role}")
         (folder / TREE).write_text(model.tree.topology.to_json(), "utf-8", newline="\n")
-        manifest = _manifest(model, graphs, OPSET)
+        manifest = _manifest(model, graphs, sets)
         # The proof reads the bundle through the runtime, so a manifest must be there before it.
         _write_json(folder / PARITY, {})
-        _write_json(folder / MANIFEST, manifest | {"files": _files(folder)})
-        _write_json(folder / PARITY, check(folder, model, graphs))
-        _write_json(folder / MANIFEST, manifest | {"files": _files(folder)})
+        _seal(folder, manifest)
+        _write_json(folder / PARITY, check(folder, model, graphs, files))
+        _seal(folder, manifest)
         _advance(progress, "compare")
     return out
 
 
-def _manifest(model: TreeDiffusion, graphs: Mapping[str, Graph], opset: int) -> dict[str, Any]:
+def _manifest(
+    model: TreeDiffusion, graphs: Mapping[str, Graph], sets: Sequence[PlannedSet]
+) -> dict[str, Any]:
     """Everything but the list of files."""
     channels, size, _ = model.tree.image_shape
     config = model.config.model_dump(mode="json")
     # Where the images lay is the machine's affair; the fingerprint tells which they were.
     config["data"] = PureWindowsPath(config["data"]).name
+    # The default set is the first one for people, too.
+    sets = sorted(sets, key=lambda each: each.name != DEFAULT_SET)
     return {
+        "kind": KIND,
         "format": FORMAT,
         "producer": {"name": "treediffusion", "version": __version__},
+        "provenance": provenance(),
         "image": {
             "channels": channels,
             "size": size,
@@ -85,14 +125,22 @@ def _manifest(model: TreeDiffusion, graphs: Mapping[str, Graph], opset: int) -> 
         "latent": {"shape": list(model.tree.latent_shape)},
         "condition_width": model.denoiser.unet.embed_dim,
         "denoiser": asdict(model.told),
-        "graphs": {
+        "tensors": {
             role: {
-                "file": f"{GRAPHS}/{role}.onnx",
-                "opset": opset,
                 "inputs": [spec.to_dict() for spec in graph.inputs],
                 "outputs": [spec.to_dict() for spec in graph.outputs],
             }
             for role, graph in graphs.items()
+        },
+        "sets": {
+            each.name: {
+                "target": each.target,
+                "precision": each.precision,
+                "opset": each.opset,
+                "batches": list(each.batches),
+                "graphs": each.files,
+            }
+            for each in sets
         },
         "schedule": model.schedule.to_dict(),
         "sampling": config["sampling"],
@@ -102,21 +150,27 @@ def _manifest(model: TreeDiffusion, graphs: Mapping[str, Graph], opset: int) -> 
     }
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Hash and size of every file but the manifest, by its name in the bundle."""
-    return {
+def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest with hash and size of every other file, and then its own hash."""
+    files = {
         file.relative_to(folder).as_posix(): {
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "size": file.stat().st_size,
         }
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / MANIFEST
+        if file.is_file() and file.name not in (MANIFEST, SEAL)
     }
+    content = _json({**manifest, "files": files})
+    (folder / MANIFEST).write_bytes(content)
+    (folder / SEAL).write_bytes(seal_of(content).encode())
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    file.write_text(text + "\n", "utf-8", newline="\n")
+    file.write_bytes(_json(value))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _advance(progress: Progress | None, description: str) -> None:

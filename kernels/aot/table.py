@@ -4,7 +4,8 @@
     python -m treediffusion.kernels.aot.table --quick    compare one variant of each kernel
     python -m treediffusion.kernels.aot.table --write    compile all, record
 
-A variant may not spill, nor take over a tenth more registers than recorded. ``table.json`` has rows
+A variant may not spill, nor take over a tenth more registers than recorded; with integers that are
+1 it may not spill either; and one that is precise has no fused operation. ``table.json`` has rows
 ``variant: {arch: [registers, spills, shared]}`` for each minor version of Triton with figures of
 its own; others are held against the closest one before them. Needs Triton alone, and no GPU.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,8 +50,15 @@ def measure(variants: Iterable[Variant], archs: Sequence[int]) -> tuple[Rows, li
             except ConfigError as error:
                 broken.append(str(error))
                 continue
+            if variant.precise and is_fused(made.ptx):
+                broken.append(f"{variant.name} on sm_{arch} fuses products and sums")
             rows[variant.name][str(arch)] = [made.registers, made.spills, made.shared]
     return rows, broken
+
+
+def is_fused(ptx: str) -> bool:
+    """Whether a product and a sum of floating-point numbers are rounded together anywhere."""
+    return re.search(r"\b(fma|mad)\.[a-z0-9.]*(f16|bf16|f32|f64)", ptx) is not None
 
 
 def faults(measured: Rows, recorded: Rows) -> list[str]:
@@ -72,10 +81,10 @@ def faults(measured: Rows, recorded: Rows) -> list[str]:
     return found
 
 
-def ones_faults(variants: Iterable[Variant], arch: int) -> list[str]:
+def ones_faults(variants: Iterable[Variant], archs: Sequence[int]) -> list[str]:
     """As `faults`, of the variants with integers that are 1: they must compile, and not spill."""
     ones = [one for variant in variants if (one := with_ones(variant)) is not None]
-    measured, broken = measure(ones, [arch])
+    measured, broken = measure(ones, archs)
     return broken + faults(measured, measured)
 
 
@@ -127,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = one_of_each(everything) if given.quick else everything
     archs = ARCHITECTURES if given.write else given.arch
     measured, wrong = measure(variants, archs)
-    wrong += ones_faults(variants, archs[0])
+    wrong += ones_faults(variants, archs)
     if given.write and not wrong:
         write_text(TABLE, _format(with_rows(read_table(), minor_version(), measured)))
     recorded = rows_for(read_table(), minor_version())

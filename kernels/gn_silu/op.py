@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, ShapeError
-from ..choice import kernel_choice, takes_kernel
+from ..choice import is_exporting, kernel_choice, takes_kernel
 from . import reference
 from .reference import Mode
 from .tiles import RESIDENT, Tile, cut
@@ -54,7 +54,7 @@ def gn_silu(
     """
     _check(x, groups, piece, mode)
     # What is exported has to run where there is no Triton, so it is the reference unless forced.
-    exported = torch.compiler.is_exporting() and kernel_choice() != "triton"
+    exported = is_exporting() and kernel_choice() != "triton"
     if exported or not takes_kernel("gn_silu", x, unable=_unable(x, groups)):
         return reference.gn_silu(
             x, weight, bias, groups=groups, piece=piece, mode=mode, silu=silu, eps=eps

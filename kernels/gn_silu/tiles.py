@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 # What a processor's registers hold without spilling, of two maps while gradients are taken.
 RESIDENT = 16384
-# What a program that walks holds at once.
-CHUNK = 4096
+# What a program that walks holds at once; half of it where no more channels lie side by side.
+CHUNK, NARROW = 4096, 32
 # Less is not worth a program; small maps share one.
 LEAST = 1024
 # Programs that keep the largest GPUs busy, two for each of 132 processors.
@@ -77,12 +77,14 @@ def cut(
     elements = shared * deep * flat
     walks = elements > RESIDENT
     if walks:
-        flat = max(1, CHUNK // (shared * deep))
+        chunk = CHUNK // 2 if channels_last and shared * deep <= NARROW else CHUNK
+        flat = max(1, chunk // (shared * deep))
         elements = shared * deep * flat
-    # With channels last a thread has many channels' numbers besides the map's: fewer warps spill
-    # less, as each may then have more registers.
+    # With channels last a thread has many channels' numbers besides the map's. Fewer warps spill
+    # less, as each may then have more registers; but one that walks can have less of the map.
     wide = channels_last and not walks
-    warps = min(max(elements // (1024 if wide else 512), 4), 8 if wide else 16)
+    of_warp = 1024 if wide else 256 if channels_last else 512
+    warps = min(max(elements // of_warp, 4), 8 if wide else 16)
     return Tile(shared, deep, flat, -(-pixels // flat), warps)
 
 

@@ -51,7 +51,6 @@ def forward(
         pixel_row, pixel_col = pixel // SIDE, pixel % SIDE
         live = image < count
         source = tl.load(slot_in + begin + image, mask=live, other=0).to(tl.int64)
-        target = tl.load(slot_out + begin + image, mask=live, other=0).to(tl.int64)
         column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         is_column = column < D
         total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -78,6 +77,8 @@ def forward(
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
             total = tl.dot(a, b, total, input_precision=PRECISION)
+        # Read as late as it can be: what is held through the loop takes registers from it.
+        target = tl.load(slot_out + begin + image, mask=live, other=0).to(tl.int64)
         shift = tl.load(bias + node * D + column, mask=is_column, other=0.0).to(tl.float32)
         total = activate(total + shift[None, :], ACTIVATION, LEAK)
         at = y + ((target * pixels + pixel) * D)[:, None] + column[None, :]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, ShapeError
-from ..choice import kernel_choice, takes_kernel
+from ..choice import is_exporting, kernel_choice, takes_kernel
 from . import reference
 from .reference import LEAK, Activation
 from .tiles import Tiles, maps_of_tile
@@ -48,7 +48,7 @@ def tree_conv3x3(
     """
     _check(x, weight, bias, tiles, activation)
     # What is exported has to run where there is no Triton, so it is the reference unless forced.
-    exported = torch.compiler.is_exporting() and kernel_choice() != "triton"
+    exported = is_exporting() and kernel_choice() != "triton"
     if exported or not takes_kernel("tree_conv3x3", x, unable=_unable(x, weight, bias)):
         return reference.tree_conv3x3(x, weight, bias, tiles, activation=activation)
     tables = (tiles.slot_in, tiles.slot_out, tiles.node, tiles.begin, tiles.length)

@@ -11,25 +11,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..node_posterior.kernel import softplus
+from ..device import softplus
 from ..tree_conv3x3.kernel import ACTIVATIONS as ACTIVATIONS
 from ..tree_conv3x3.kernel import activate
 from ..variants import Variant
 
 
 @triton.jit
+def biases(
+    bias, node, first_column,
+    D: tl.constexpr, END: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_D], what sums begin with: a node's columns of D from the first to END."""
+    column = first_column + tl.arange(0, BLOCK_D)
+    shift = tl.load(bias + node * D + column, mask=column < END, other=0.0).to(tl.float32)
+    return tl.zeros([BLOCK_M, BLOCK_D], tl.float32) + shift[None, :]
+
+
+@triton.jit
 def convolve(
-    h, weight, bias, node, first_column,
-    SIDE: tl.constexpr, C: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr,
+    h, total, weight, node, first_channel, first_column,
+    SIDE: tl.constexpr, C: tl.constexpr, D: tl.constexpr, END: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """h: [BLOCK_M, BLOCK_C], zero beyond C -> [BLOCK_M, BLOCK_D], COLUMNS of D from the first."""
+    """Adds to total: [BLOCK_M, BLOCK_D], columns of D up to END, what h: [BLOCK_M, BLOCK_C] gives.
+
+    h are channels of C from the first, zero beyond the last.
+    """
     row = tl.arange(0, BLOCK_M)
-    channel, column = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
-    is_column = column < COLUMNS
+    channel, column = first_channel + tl.arange(0, BLOCK_C), first_column + tl.arange(0, BLOCK_D)
+    exists = (channel < C)[:, None] & (column < END)[None, :]
     pixel = row % (SIDE * SIDE)
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for tap in range(9):
         down, across = tap // 3 - 1, tap % 3 - 1
         seen_row, seen_col = pixel // SIDE + down, pixel % SIDE + across
@@ -40,16 +53,11 @@ def convolve(
         moved = tl.gather(h, tl.broadcast_to(seen[:, None], (BLOCK_M, BLOCK_C)), 0)
         moved = tl.where(inside[:, None], moved, 0.0).to(h.dtype)
         at = node * (9 * C * D) + (tap * C + channel) * D
-        matrix = tl.load(
-            weight + at[:, None] + (first_column + column)[None, :],
-            mask=(channel < C)[:, None] & is_column[None, :],
-            other=0.0,
-        )
+        matrix = tl.load(weight + at[:, None] + column[None, :], mask=exists, other=0.0)
         if UPCAST:
             matrix = matrix.to(tl.float32)
         total = tl.dot(moved, matrix, total, input_precision=PRECISION)
-    shift = tl.load(bias + node * D + first_column + column, mask=is_column, other=0.0)
-    return total + shift.to(tl.float32)[None, :]
+    return total
 
 
 @triton.jit
@@ -76,28 +84,44 @@ def forward(
         live = image < count
         kept = live[:, None] & (column < Z)[None, :]
         source = tl.load(slot_in + begin + image, mask=live, other=0).to(tl.int64)
-        target = tl.load(slot_out + begin + image, mask=live, other=0).to(tl.int64)
         at = z + (source * z_slot + pixel * z_pixel)[:, None] + (column * z_channel)[None, :]
         h = tl.load(at, mask=kept, other=0.0).to(kind)
-        h = convolve(h, first, first_bias, node, 0,
-                     SIDE, Z, Z, Z, BLOCK_M, BLOCK_Z, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
-        h = activate(h, ACTIVATION, LEAK).to(kind)
-        h = convolve(h, second, second_bias, node, 0,
-                     SIDE, Z, Z, Z, BLOCK_M, BLOCK_Z, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
-        h = activate(h, ACTIVATION, LEAK).to(kind)
-        h = convolve(h, third, third_bias, node, 0,
-                     SIDE, Z, C, C, BLOCK_M, BLOCK_Z, BLOCK_C, PRECISION, UPCAST)  # fmt: skip
-        h = activate(h, ACTIVATION, LEAK).to(kind)
-        raw = convolve(h, head, head_bias, node, Z,
-                       SIDE, C, 2 * Z, Z, BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
-        deviation = tl.sqrt(softplus(raw) + EPS)
+        total = biases(first_bias, node, 0, Z, Z, BLOCK_M, BLOCK_Z)
+        total = convolve(h, total, first, node, 0, 0,
+                         SIDE, Z, Z, Z, BLOCK_M, BLOCK_Z, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        h = activate(total, ACTIVATION, LEAK).to(kind)
+        total = biases(second_bias, node, 0, Z, Z, BLOCK_M, BLOCK_Z)
+        total = convolve(h, total, second, node, 0, 0,
+                         SIDE, Z, Z, Z, BLOCK_M, BLOCK_Z, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        h = activate(total, ACTIVATION, LEAK).to(kind)
+        # Many channels are held in two parts: one matrix of all takes more registers than two.
+        total = biases(third_bias, node, 0, C, C, BLOCK_M, BLOCK_C)
+        total = convolve(h, total, third, node, 0, 0,
+                         SIDE, Z, C, C, BLOCK_M, BLOCK_Z, BLOCK_C, PRECISION, UPCAST)  # fmt: skip
+        low = activate(total, ACTIVATION, LEAK).to(kind)
+        if C > BLOCK_C:
+            total = biases(third_bias, node, BLOCK_C, C, C, BLOCK_M, BLOCK_C)
+            total = convolve(h, total, third, node, 0, BLOCK_C, SIDE, Z, C, C,
+                             BLOCK_M, BLOCK_Z, BLOCK_C, PRECISION, UPCAST)  # fmt: skip
+            high = activate(total, ACTIVATION, LEAK).to(kind)
+        mean = biases(head_bias, node, 0, 2 * Z, Z, BLOCK_M, BLOCK_Z)
+        mean = convolve(low, mean, head, node, 0, 0, SIDE, C, 2 * Z, Z,
+                        BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        raw = biases(head_bias, node, Z, 2 * Z, 2 * Z, BLOCK_M, BLOCK_Z)
+        raw = convolve(low, raw, head, node, 0, Z, SIDE, C, 2 * Z, 2 * Z,
+                       BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        if C > BLOCK_C:
+            mean = convolve(high, mean, head, node, BLOCK_C, 0, SIDE, C, 2 * Z, Z,
+                            BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+            raw = convolve(high, raw, head, node, BLOCK_C, Z, SIDE, C, 2 * Z, 2 * Z,
+                           BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        target = tl.load(slot_out + begin + image, mask=live, other=0).to(tl.int64)
         at = (target * noise_slot + pixel * noise_pixel)[:, None]
         at += (column * noise_channel)[None, :]
-        spread = deviation * tl.load(noise + at, mask=kept, other=0.0).to(tl.float32)
-        m = convolve(h, head, head_bias, node, 0,
-                     SIDE, C, 2 * Z, Z, BLOCK_M, BLOCK_C, BLOCK_Z, PRECISION, UPCAST)  # fmt: skip
+        drawn = tl.load(noise + at, mask=kept, other=0.0).to(tl.float32)
+        drawn = mean + tl.sqrt(softplus(raw) + EPS) * drawn
         at = y + ((target * pixels + pixel) * Z)[:, None] + column[None, :]
-        tl.store(at, (m + spread).to(y.dtype.element_ty), mask=kept)
+        tl.store(at, drawn.to(y.dtype.element_ty), mask=kept)
 
 
 def blocks(maps: int, pixels: int, latent_channels: int, channels: int) -> dict[str, int]:
@@ -105,7 +129,7 @@ def blocks(maps: int, pixels: int, latent_channels: int, channels: int) -> dict[
     rows, of_z, of_c = (
         max(triton.next_power_of_2(size), 16) for size in (maps * pixels, latent_channels, channels)
     )
-    return {"BLOCK_M": rows, "BLOCK_Z": of_z, "BLOCK_C": of_c}
+    return {"BLOCK_M": rows, "BLOCK_Z": of_z, "BLOCK_C": min(of_c, 64)}
 
 
 WARPS, STAGES = 8, 1  # with two stages float32 spills on sm_80 and 120

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ShapeError
-from ..choice import kernel_choice, takes_kernel
+from ..choice import is_exporting, kernel_choice, takes_kernel
 from ..node_posterior.reference import EPS
 from ..tree_conv3x3.op import DTYPES, check_tiles, interprets, precision, with_plain_pixels
 from ..tree_conv3x3.reference import LEAK, Activation
@@ -49,7 +49,7 @@ def tree_node_gen(
     """
     _check(z, weights, noise, tiles, activation)
     # What is exported has to run where there is no Triton, so it is the reference unless forced.
-    exported = torch.compiler.is_exporting() and kernel_choice() != "triton"
+    exported = is_exporting() and kernel_choice() != "triton"
     if exported or not takes_kernel("tree_node_gen", z, unable=_unable(z, weights, noise)):
         return reference.tree_node_gen(z, weights, noise, tiles, activation=activation)
     tables = [tiles.slot_in, tiles.slot_out, tiles.node, tiles.begin, tiles.length]

@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, those of the process if None.
 
     Returns:
-        0 ok, 1 failure, 2 a mistake in what was given, 3 a figure outside its band, 130 interrupted.
+        0 ok, 1 failure, 2 a mistake in what was given, 3 a figure outside its band, 130
+        interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in {"-h", "--help"}:

@@ -44,7 +44,7 @@ class Explore:
 
         bundle = _bundle(self.model)
         out = self.out or self.model / "explorer.html"
-        with Engine(bundle) as engine:
+        with Engine.load(bundle) as engine:
             source = str(engine.manifest["config"]["data"])
             real = _real(self.data, source, size=engine.image_shape[1])
             drawn = images_to_draw(engine.topology, Amounts())

@@ -30,7 +30,7 @@ AMOUNTS = Amounts(leaf=3, inner=2, roots=2, members=4)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         yield engine
 
 
@@ -115,7 +115,7 @@ def test_images_are_those_of_the_engine(engine: Engine, atlas: Atlas) -> None:
         assert np.array_equal(atlas.tiles[[s.tile for s in samples]], made.images)
         assert [s.leaf for s in samples] == made.leaf.tolist()
         assert np.allclose([s.prob for s in samples], made.leaf_prob, atol=6e-4)
-    sheet = engine.sheet(2, seed=7)
+    sheet = engine.generate_leaves(2, seed=7)
     own = engine.decode_prior(2, seed=7)
     leaf = atlas.leaves.index("r001")
     for decoded, drawn in by_name["r001"].roots:
@@ -295,7 +295,7 @@ def test_the_command_writes_the_page_into_the_folder(
     assert page_values(page)["title"] == "mine"
     assert str(tmp_path) not in page
     assert "3 leaves" in capsys.readouterr().out
-    Engine(tmp_path / "run" / "bundle").close()  # whole, page or not
+    Engine.load(tmp_path / "run" / "bundle").close()  # whole, page or not
 
 
 def test_the_command_goes_without_the_training_images_and_says_so(

@@ -212,13 +212,13 @@ def urlopen_quietly(url: str) -> bytes:
 def test_with_the_server_itself(visit: Visit, tmp_path: Path) -> None:
     """What the page shows is what the engine draws and says, to the pixel and the leaf."""
     small = Amounts(leaf=2, inner=2, roots=1, members=4)
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         atlas = collect(engine, RealImages(bars(40)[0]), amounts=small)
         made = engine.generate(3, node="r00", seed=5, num_inference_steps=4)
         image = bars(40)[0][7:8]
         leaf = engine.assign(image).argmax()
     file = write_page(atlas, tmp_path / "explorer.html")
-    with really_serving(Engine(tiny_bundle(), threads=1), file) as origin:
+    with really_serving(Engine.load(tiny_bundle(), threads=1), file) as origin:
         page = visit.open(f"{origin}/explore#node=r00")
         page.wait_for_selector("#live:not([hidden])")
         for field, value in (("many", 3), ("seed", 5), ("steps", 4)):

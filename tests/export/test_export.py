@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 import torch
 from support.models import IRREGULAR, tiny_bundle, tiny_model
 from support.tables import table_of
-from treediffusion.bundle import FORMAT, ROLES, Bundle
+from treediffusion.bundle import FORMAT, KIND, ROLES, Bundle
 from treediffusion.diffusion.sampler import sample
 from treediffusion.errors import CheckpointError, DependencyError, ParityError
-from treediffusion.export import export_bundle, parity, write_bundle
+from treediffusion.export import export_bundle, parity, provenance, write_bundle
 from treediffusion.export.graphs import make_graphs, on_cpu
+from treediffusion.export.sets import plan_sets
 from treediffusion.export.to_onnx import to_onnx
 from treediffusion.noise import Stream, normal
 from treediffusion.runtime import Engine
@@ -79,7 +81,7 @@ def test_a_step_gathers_each_images_own_row() -> None:
 def test_generation_equals_torch_with_the_same_noise(eta: float) -> None:
     """Every image against PyTorch's own modules and sampler; only the leaves are taken over."""
     model, seed, images = tiny_model(), 9, [4, 5, 6]
-    with Engine(tiny_bundle(), threads=1) as engine:
+    with Engine.load(tiny_bundle(), threads=1) as engine:
         found = engine.generate(3, seed=seed, offset=4, eta=eta, num_inference_steps=12)
     shape, (channels, side, _) = model.tree.latent_shape, model.tree.image_shape
     latents = [normal(seed, images, shape, stream=Stream.ROOT)] + [
@@ -108,10 +110,10 @@ def test_generation_equals_torch_with_the_same_noise(eta: float) -> None:
 
 def test_parity_is_recorded_within_its_limits() -> None:
     report = json.loads((tiny_bundle() / "parity.json").read_text())
-    assert set(report["graphs"]) == set(ROLES)
+    assert set(report["graphs"]) == {f"graphs/onnx-cpu-fp32/{role}.onnx" for role in ROLES}
     assert report["batches"] == [1, 5]
-    for outputs in report["graphs"].values():
-        assert all(facts["max_abs_error"] < 1e-4 for facts in outputs.values())
+    for facts in report["graphs"].values():
+        assert all(output["max_abs_error"] < 1e-4 for output in facts["outputs"].values())
     generation = report["generation"]
     assert generation["max_abs_error"] <= generation["max_abs_error_allowed"]
     # More than 1e-3 only as far as PyTorch itself rounds in this untrained network.
@@ -122,15 +124,15 @@ def test_parity_is_recorded_within_its_limits() -> None:
 
 @pytest.mark.parametrize("role", ["condition", "decode"])
 def test_a_second_export_gives_the_same_bytes(role: str) -> None:
-    again = to_onnx(make_graphs(on_cpu(tiny_model()))[role])
-    assert again == (tiny_bundle() / f"graphs/onnx-fp32/{role}.onnx").read_bytes()
+    again = to_onnx(make_graphs(on_cpu(tiny_model()))[role], opset=18)
+    assert again == (tiny_bundle() / f"graphs/onnx-cpu-fp32/{role}.onnx").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_second_bundle_is_the_same_files(tmp_path: Path) -> None:
     again = export_bundle(tiny_model(), tmp_path / "again")
     files = [f.relative_to(again) for f in again.rglob("*") if f.is_file()]
-    assert len(files) == len(ROLES) + 3
+    assert len(files) == len(ROLES) + 4
     for file in files:
         assert (again / file).read_bytes() == (tiny_bundle() / file).read_bytes(), file
 
@@ -146,29 +148,52 @@ def test_no_file_names_this_machine() -> None:
 
 def test_manifest_describes_the_model() -> None:
     manifest = json.loads((tiny_bundle() / "manifest.json").read_text())
-    assert manifest["format"] == FORMAT
+    assert (manifest["kind"], manifest["format"]) == (KIND, FORMAT)
     assert manifest["image"] == {"channels": 1, "size": 8, "pixel_range": "-1..1"}
-    assert {graph["opset"] for graph in manifest["graphs"].values()} == {18}
-    assert "manifest.json" not in manifest["files"]
+    assert list(manifest["sets"]) == ["onnx-cpu-fp32"]
+    assert manifest["config"]["preset"] == "tiny"
     assert set(manifest["files"]) == {
         f.relative_to(tiny_bundle()).as_posix()
         for f in tiny_bundle().rglob("*")
-        if f.is_file() and f.name != "manifest.json"
+        if f.is_file() and not f.name.startswith("manifest.")
     }
+
+
+def test_manifest_tells_where_it_is_from_but_not_when() -> None:
+    found = json.loads((tiny_bundle() / "manifest.json").read_text())["provenance"]
+    assert set(found) == {"commit", "versions"}
+    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["commit"])
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"python", "onnx", "onnxscript", "numpy"} <= set(found["versions"])
+
+
+def test_an_installed_package_takes_no_foreign_commit(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    assert provenance._commit(tmp_path) is None
 
 
 def test_the_place_of_the_data_is_not_published() -> None:
     model = tiny_model()
     config = model.config.model_copy(update={"data": "/home/somebody/secret/cats"})
-    manifest = write_bundle._manifest(dataclasses.replace(model, config=config), GRAPHS, 18)
+    manifest = write_bundle._manifest(dataclasses.replace(model, config=config), GRAPHS, ())
     assert manifest["config"]["data"] == "cats"
 
 
 def test_a_wrong_graph_is_refused() -> None:
     """The proof compares with the model it is given: another one's graphs do not pass."""
     other = on_cpu(tiny_model(seed=1))
+    _, files = plan_sets(["onnx-cpu"], ["fp32"], [1])
     with pytest.raises(ParityError, match="difference of"):
-        parity.check(tiny_bundle(), other, make_graphs(other))
+        parity.check(tiny_bundle(), other, make_graphs(other), files)
+
+
+def test_the_tree_itself_is_what_its_folded_copy_is_compared_with() -> None:
+    model = on_cpu(tiny_model())
+    with torch.no_grad():
+        model.tree.root_head.weight.add_(0.1)
+    _, files = plan_sets(["onnx-cpu"], ["fp32"], [1])
+    with pytest.raises(ParityError, match="posterior"):
+        parity.check(tiny_bundle(), model, GRAPHS, files)
 
 
 def test_nan_is_a_difference() -> None:
@@ -203,7 +228,8 @@ def test_decoders_of_large_images_take_any_number(channels: int, side: int) -> N
     """Their convolutions have a form of their own on a CPU, which must not fix the batch."""
     model = tiny_model(image_channels=channels, image_size=side)
     graph = make_graphs(on_cpu(model))["decode"]
-    session = onnxruntime.InferenceSession(to_onnx(graph), providers=["CPUExecutionProvider"])
+    model_bytes = to_onnx(graph, opset=18)
+    session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         z = torch.randn(batch, *graph.inputs[0].shape[1:])
         (found,) = session.run(None, {"z": z.numpy()})

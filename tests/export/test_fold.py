@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from support.models import IRREGULAR, tiny_model
+from support.models import IRREGULAR, _perturb, tiny_model
+from treediffusion.config import TreeConfig
 from treediffusion.export.fold import FoldedConv, fold
-from treediffusion.nn.stacked import StackedConv
+from treediffusion.export.fold_residual import GroupedConv
+from treediffusion.export.graphs import Decode
+from treediffusion.nn.stacked import StackedConv, StackedNorm
+from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
 
 
@@ -27,6 +33,64 @@ def test_folded_equals_unfolded(topology: TreeTopology, size: int) -> None:
             (folded.decode(noise), tree.decode(noise)),
         ):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+RESIDUAL: dict[str, dict[str, Any]] = {
+    "learned": {"codec": "cnn2", "latent_size": 4, "latent_channels": 32, "channels": 16},
+    "fixed": {"codec": "cnn2", "resize": "fixed", "residual": True, "likelihood": "gaussian"},
+    "spectral": {"codec": "cnn2", "spectral_norm": True},
+    "mlp": {"codec": "mlp_cnn2", "latent_size": 1, "channels": 24, "encoder_channels": 2048},
+}
+
+
+def residual_tree(kind: str, topology: TreeTopology) -> TreeVAE:
+    config = TreeConfig(levels=4, max_leaves=8, **RESIDUAL[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        tree = TreeVAE(config, topology, image_channels=3, image_size=16)
+        _perturb(tree, std=0.1)
+    return tree.eval()
+
+
+@pytest.mark.parametrize("topology", [IRREGULAR, TreeTopology.initial()])
+@pytest.mark.parametrize("kind", RESIDUAL)
+def test_residual_codecs_fold_whole(kind: str, topology: TreeTopology) -> None:
+    """The same numbers, from plain convolutions in as many groups as there are leaves."""
+    tree = residual_tree(kind, topology)
+    folded = fold(tree)
+    images, noise = torch.rand(3, 3, 16, 16), torch.randn(3, topology.num_nodes, *tree.latent_shape)
+    with torch.no_grad():
+        for mine, theirs in (
+            (folded.assign(images), tree.assign(images)),
+            (folded.generate(noise).z, tree.generate(noise).z),
+            (folded.infer(images, noise=noise).nodes.z, tree.infer(images, noise=noise).nodes.z),
+            (folded.decode(noise), tree.decode(noise)),
+        ):
+            assert theirs.std() > 1e-3
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    decoders = list(folded.nodes.decoders.modules())
+    assert {len(m.weight) for m in decoders if isinstance(m, GroupedConv)} == {topology.num_leaves}
+    assert not [m for m in decoders if isinstance(m, StackedConv | StackedNorm)]
+
+
+def test_folding_leaves_the_spectral_norms_of_the_tree_itself() -> None:
+    """A parametrised weight belongs to the layer's class, which a copy of the layer shares."""
+    tree = residual_tree("spectral", TreeTopology.initial())
+    images = torch.rand(2, 3, 16, 16)
+    before = tree.assign(images)
+    fold(tree)
+    assert torch.equal(tree.assign(images), before)
+
+
+def test_a_graph_has_no_more_operations_for_more_leaves() -> None:
+    """Leaves go together in a graph, although a CPU takes them one by one elsewhere."""
+    counts = []
+    for names in (["r", "r0", "r1"], ["r", "r0", "r1", "r00", "r01", "r10", "r11"]):
+        tree = fold(residual_tree("learned", TreeTopology.of(names)))
+        z = torch.zeros(2, len(names), *tree.latent_shape)
+        decode = Decode(tree)
+        counts.append(len(torch.export.export(decode, (z,), strict=False).graph.nodes))
+    assert counts[0] == counts[1]
 
 
 def test_both_forms_are_there() -> None:

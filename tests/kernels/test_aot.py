@@ -30,7 +30,6 @@ from treediffusion.kernels.aot import driver as driver_module
 from treediffusion.kernels.aot.driver import Driver
 from treediffusion.kernels.aot.loader import BuiltKernels, LoadedKernel, choose_file, pack
 from treediffusion.kernels.aot.manifest import Argument, BuiltFile, BuiltKernel, write_manifest
-from treediffusion.kernels.aot.table import faults, rows_for, with_rows
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("__init__", "errors", "files", "optional")
@@ -196,26 +195,6 @@ def test_cmake_builds_and_installs(small: Path, built: Path, tmp_path: Path) -> 
         assert ended.returncode == 0, ended.stdout + ended.stderr
     installed = tmp_path / "site" / "treediffusion" / "kernels" / "built"
     assert BuiltKernels(installed).kernels == BuiltKernels(built).kernels
-
-
-# The table
-
-
-def test_faults_are_spills_and_a_tenth_more_registers() -> None:
-    recorded = {"a": {"80": [40, 0, 0]}}
-    assert not faults({"a": {"80": [44, 0, 999]}}, recorded)
-    assert "takes 45 registers, recorded are 40" in faults({"a": {"80": [45, 0, 0]}}, recorded)[0]
-    assert "spills 8 bytes" in faults({"a": {"80": [40, 8, 0]}}, recorded)[0]
-    assert "is in the table, and no kernel" in faults({}, recorded)[0]
-
-
-def test_a_version_has_rows_only_if_they_differ() -> None:
-    rows, others = {"a": {"80": [1, 0, 0]}}, {"a": {"80": [2, 0, 0]}}
-    table = with_rows({}, "3.9", rows)
-    assert with_rows(table, "3.10", rows) == table
-    assert list(with_rows(table, "3.10", others)) == ["3.9", "3.10"]
-    assert rows_for({"3.9": rows, "3.10": others}, "3.11") == others
-    assert rows_for({"3.9": rows, "3.10": others}, "3.6") == rows
 
 
 # Opening

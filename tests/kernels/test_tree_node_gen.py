@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 NODES, PARENTS = 3, [0, 0, 1]
-# (S, Z, C, B): 2x2 and 4x4 maps, nothing whole, one image, one map per tile, one pixel.
-SHAPES = [(2, 16, 32, 5), (4, 8, 20, 3), (3, 5, 7, 1), (7, 3, 4, 1), (1, 4, 4, 19)]
+# (S, Z, C, B): 2x2 and 4x4 maps, nothing whole, one image, one map per tile, one pixel, two parts.
+SHAPES = [(2, 16, 32, 5), (4, 8, 20, 3), (3, 5, 7, 1), (7, 3, 4, 1), (1, 4, 4, 19), (2, 4, 70, 1)]
 
 
 def transformations(latent_channels: int, channels: int, activation: str) -> Transformations:

@@ -227,7 +227,9 @@ class _Drawn:
                 self._made[row] = engine.generate(number, node=name, seed=seed, **sampling)
             if progress is not None:
                 progress.advance(number, f"node {name}")
-        self._sheet = engine.sheet(amounts.roots, seed=seed, **sampling) if amounts.roots else None
+        self._sheet = (
+            engine.generate_leaves(amounts.roots, seed=seed, **sampling) if amounts.roots else None
+        )
         if progress is not None:
             progress.advance(amounts.roots * len(leaves), "every leaf from the same roots")
         told = sampling.get("num_inference_steps")

@@ -1,14 +1,18 @@
 """One file per checkpoint: tensors, and a small state in JSON, in the safetensors format.
 
-    file = header {"treediffusion": '{"format": 1, "state": ...}', tensor places} + tensor bytes
+    file = header {"treediffusion": '{"format": 1, "sha256": ..., "state": ...}', tensor places}
+           + tensor bytes
 
-A checkpoint is whole or absent: it is written beside its place and renamed. Loading runs no code
-from the file. A run that is saved and restored goes on bit for bit as if it had not stopped, with
-everything on one CPU; the state of an accelerator's random numbers is not kept.
+A checkpoint is whole or absent: it is written beside its place and renamed. Its hash, of all bytes
+with zeros in the hash's own place, tells one that was damaged since. Loading runs no code from the
+file, and allocates no more than the file has bytes for. A run that is saved and restored goes on
+bit for bit as if it had not stopped, with everything on one CPU; the state of an accelerator's
+random numbers is not kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +29,10 @@ from ..files import write_atomic
 
 FORMAT = 1
 KEY = "treediffusion"
+NO_HASH = "0" * 64
+# How the format's library begins a file, after 8 bytes of length; the hash follows.
+BEFORE_HASH = rf'{{"__metadata__":{{"{KEY}":"{{\"format\": {FORMAT}, \"sha256\": \"'
+HASH_START = 8 + len(BEFORE_HASH)
 INTERVAL_S = 10.0
 """Seconds after which a stage at work writes its next checkpoint."""
 
@@ -48,11 +56,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, JSON]) -
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    header = {KEY: json.dumps({"format": FORMAT, "state": dict(state)})}
-    content = safetensors.torch.save(copies, header)
+    document = {"format": FORMAT, "sha256": NO_HASH, "state": dict(state)}
+    content = memoryview(safetensors.torch.save(copies, {KEY: json.dumps(document)}))
+    assert bytes(content[HASH_START : HASH_START + 64]) == NO_HASH.encode()
+    digest = _hash(content)
 
     def write(file: BinaryIO) -> None:
-        file.write(content)
+        # In pieces: with the hash put in, it would be a second copy of all tensors.
+        for part in (content[:HASH_START], digest.encode(), content[HASH_START + 64 :]):
+            file.write(part)
 
     write_atomic(path, write)
 
@@ -64,7 +76,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, JSON]]:
         The tensors, on the CPU, and the state.
 
     Raises:
-        CheckpointError: missing, cut, of another format or of a newer version.
+        CheckpointError: missing, cut, damaged, of another format or of a newer version.
     """
     try:
         content = path.read_bytes()
@@ -77,8 +89,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, JSON]]:
         ) from fault
     try:
         tensors = safetensors.torch.load(content)
-    # KeyError: a type that the format has and this PyTorch has not.
-    except (SafetensorError, KeyError) as fault:
+    # Others than the library's own: types and sizes that the format has and this PyTorch has not.
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as fault:
         raise CheckpointError(
             str(path),
             got=f"{len(content)} bytes that are not a readable safetensors file ({fault})",
@@ -145,13 +157,17 @@ def restore(module: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tenso
 def _state(path: Path, content: bytes) -> dict[str, JSON]:
     """The state in the header of what is known to be a safetensors file."""
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
     try:
+        header = json.loads(content[8 : 8 + length])
         document = json.loads(header["__metadata__"][KEY])
         version = int(document["format"])
         # A newer format may hold its state elsewhere, so its number is judged first.
         state = dict(document["state"]) if version == FORMAT else {}
-    except (KeyError, TypeError, ValueError) as fault:
+        # Files of before hashes have none; what is not one of these keys was one.
+        unknown = set(document) - {"format", "sha256", "state"} if version == FORMAT else set()
+        if unknown:
+            raise ValueError(f"the keys {sorted(unknown)}")
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as fault:
         raise CheckpointError(
             str(path),
             got="a safetensors file of something else",
@@ -165,7 +181,22 @@ def _state(path: Path, content: bytes) -> dict[str, JSON]:
             expected=f"format {FORMAT}",
             hint="it was written by another version; upgrade treediffusion to read it",
         )
+    if "sha256" in document and document["sha256"] != (found := _hash(memoryview(content))):
+        raise CheckpointError(
+            str(path),
+            got=f"sha256 {found}",
+            expected=f"sha256 {document['sha256']!s:.64}",
+            hint="the file is damaged; use an earlier checkpoint",
+        )
     return state
+
+
+def _hash(content: memoryview) -> str:
+    """Of a file, with zeros in the place of its hash."""
+    digest = hashlib.sha256(content[:HASH_START])
+    digest.update(NO_HASH.encode())
+    digest.update(content[HASH_START + 64 :])
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
