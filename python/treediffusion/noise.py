@@ -263,6 +263,8 @@ def stream_number(value: Stream) -> int:
     Raises:
         ConfigError: no stream.
     """
+    if isinstance(value, Stream):
+        return int(value)
     try:
         return int(Stream(value))
     except ValueError as fault:
