@@ -257,7 +257,7 @@ def seeds_and_images(seed: int | Sequence[int], images: Sequence[int]) -> list[t
     return list(zip(seeds, indices, strict=True))
 
 
-def stream_number(value: Stream) -> int:
+def stream_number(value: int) -> int:
     """A stream as the counter has it.
 
     Raises:
