@@ -119,7 +119,7 @@ def test_the_tree_first_and_the_rest_later_in_calls_of_limited_time(
 
 
 MISTAKES = {
-    "no such command": (["foo"], "demo, train, generate"),
+    "no such command": (["foo"], "demo, data, train, generate"),
     "unknown option": (["train", "--tree.max-leave", "3"], "--tree.max-leave"),
     "not a number": (["train", "--tree.max-leaves", "x"], "invalid literal"),
     "out of range": (["train", "--tree.max-leaves", "70"], "at most 32"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +31,12 @@ LARGEST = 2**64 - 1
 def engine() -> Iterator[Engine]:
     with Engine.load(tiny_bundle(), threads=1) as engine:
         yield engine
+
+
+def in_a_loop(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Runs it in a thread of its own: the tests' may have a loop already, of a browser's driver."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(main())).result()
 
 
 def test_seeds_name_images(engine: Engine) -> None:
@@ -193,7 +199,7 @@ def test_an_event_loop_is_not_blocked(engine: Engine) -> None:
         counting.cancel()
         return events, drawn, ticks
 
-    events, drawn, ticks = asyncio.run(main())
+    events, drawn, ticks = in_a_loop(main)
     whole = engine.generate(2, seed=4, num_inference_steps=STEPS)
     assert len(events) == STEPS + 1
     assert np.array_equal(events[-1].images, whole.images)
@@ -209,7 +215,7 @@ def test_a_cancelled_coroutine_ends_its_call(engine: Engine) -> None:
         await asyncio.wait_for(call, timeout=0.05)
 
     with pytest.raises(TimeoutError):
-        asyncio.run(main())
+        in_a_loop(main)
     assert len(seen) < 100
 
 
