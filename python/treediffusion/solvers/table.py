@@ -105,7 +105,7 @@ class Evaluation(NamedTuple, Generic[Array]):
 
 
 def estimate(table: SolverTable, k: int, x: NDArray[Any], output: NDArray[Any]) -> NDArray[Any]:
-    """The estimate of x0 at evaluation k, from the network's output for x; all [...] of one type."""
+    """The estimate of x0 at evaluation k, from the output for x; all [...] of one type."""
     a, b = table.network[k, :2].astype(x.dtype)
     d: NDArray[Any] = a * x - b * output
     return np.clip(d, *table.clip_range) if table.clip else d
