@@ -96,7 +96,9 @@ def _onnxruntime(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
 def _cuda(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
     graphs = _graphs(name, bundle, "onnx-gpu", options)
     bucket = choose_bucket(graphs.batches, options.get("bucket"))
-    return OnnxRuntimeBackend(bundle, provider=CUDA, graphs=graphs.graphs, bucket=bucket)
+    return OnnxRuntimeBackend(
+        bundle, provider=CUDA, graphs=graphs.graphs, bucket=bucket, precision=graphs.precision
+    )
 
 
 def _openvino(name: str, bundle: Bundle, options: BackendOptions) -> Backend:

@@ -26,6 +26,7 @@ class OnnxRuntimeBackend:
         provider: the execution provider, which must be the one that runs.
         graphs: by role, in place of the bundle's for the CPU.
         bucket: images in a call.
+        precision: of the graphs, to be told; they decide it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class OnnxRuntimeBackend:
         provider: str = CPU,
         graphs: Mapping[str, GraphSpec] | None = None,
         bucket: int = 1,
+        precision: str = "fp32",
     ) -> None:
         self._threads = check_threads(threads)
         self._runtime = require("onnxruntime", extra="gpu" if provider == CUDA else "cpu")
@@ -46,7 +48,7 @@ class OnnxRuntimeBackend:
                 hint='"treediffusion[gpu]" has the CUDA provider, "treediffusion[cpu]" has not',
             )  # fmt: skip
         self._graphs = bundle.graphs if graphs is None else graphs
-        self._provider, self.bucket = provider, bucket
+        self._provider, self.bucket, self._precision = provider, bucket, precision
         self._sessions = Loaded()
 
     def load(self, roles: Iterable[str]) -> None:
@@ -60,6 +62,7 @@ class OnnxRuntimeBackend:
         return {
             "backend": f"onnxruntime {version}",
             "device": self._provider,
+            "precision": self._precision,
             "bucket": self.bucket,
         }
 
