@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .errors import ConfigError
+from .errors import ConfigError, TreeDiffusionError
 from .optional import require
+
+if TYPE_CHECKING:
+    from .runtime import Engine
+    from .serve.scheduler import Scheduler
 
 
 @dataclass
@@ -62,8 +70,13 @@ class Serve:
         from .serve.limits import Limits
 
         limits = Limits(max_images=self.max_images, max_queue=self.max_queue, timeout=self.timeout)
-        engine = Engine.load(self.bundle, backend=self.backend, threads=self.threads)
+
+        def load() -> Engine:
+            return Engine.load(self.bundle, backend=self.backend, threads=self.threads)
+
+        engine = load()
         app = make_app(engine, keys=keys, limits=limits, explorer=self._page(), drain=self.drain)
+        _reload_on_hangup(app.state.service.scheduler, load)
         print(f"http://{self.host}:{self.port}  tree: /v1/tree  requests: /openapi.json")
         uvicorn.run(
             app, host=self.host, port=self.port, log_level="warning", server_header=False,
@@ -77,6 +90,23 @@ class Serve:
         if page is not None and not page.is_file():
             raise ConfigError("explorer", got=f"{page}, which is no file", expected="an HTML page")
         return page
+
+
+def _reload_on_hangup(scheduler: Scheduler, load: Callable[[], Engine]) -> None:
+    """SIGHUP reads the bundle again; requests underway end with the one that they began with."""
+
+    def reload() -> None:
+        try:
+            engine = load()
+            engine.warmup()
+        except TreeDiffusionError as fault:
+            print(f"treediffusion: kept the old bundle: {fault}", file=sys.stderr)
+            return
+        scheduler.replace(engine)
+        print("treediffusion: the bundle was read again", file=sys.stderr)
+
+    if hasattr(signal, "SIGHUP"):  # there is none on Windows
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload).start())
 
 
 def read_keys(file: Path | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,9 +54,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(*arguments: str, **environment: str) -> Server:
+def start(*arguments: str, bundle: Path | None = None, **environment: str) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "treediffusion", "serve", str(tiny_bundle())]
+    command = [sys.executable, "-m", "treediffusion", "serve", str(bundle or tiny_bundle())]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--threads", "1", *arguments],
         env=os.environ | environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -186,6 +187,27 @@ def test_sigterm_finishes_what_was_begun() -> None:
         assert len(running.result(60)) == 4
     _, errors = server.process.communicate(timeout=30)
     assert "Traceback" not in errors
+
+
+def test_sighup_reads_the_bundle_again(tmp_path: Path) -> None:
+    """Without losing a request; a bundle that cannot be read leaves the old one at work."""
+    bundle = shutil.copytree(tiny_bundle(), tmp_path / "bundle")
+    server = start(bundle=bundle)
+    client = Client(server.url)
+    before = client.generate(seed=1, **STEPS)
+    assert server.process.stderr is not None
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.generate, n=8, num_inference_steps=100)
+        server.process.send_signal(signal.SIGHUP)
+        assert "was read again" in server.process.stderr.readline()
+        assert client.generate(seed=1, **STEPS) == before
+        assert len(running.result(60)) == 8
+    (bundle / "manifest.json").write_text("{}")
+    server.process.send_signal(signal.SIGHUP)
+    assert "kept the old bundle" in server.process.stderr.readline()
+    assert client.generate(seed=1, **STEPS) == before
+    server.process.terminate()
+    server.process.wait(20)
 
 
 def test_others_need_a_key(tmp_path: Path) -> None:
