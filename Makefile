@@ -7,7 +7,7 @@ WHEELS := build/wheels
 EMPTY := build/wheel-env
 OLDEST := build/triton-3.6
 
-.PHONY: help demo test lint type check fix goals bench wheel-test docs kernels-triton-3.6 clean
+.PHONY: help demo test coverage lint type check fix goals bench wheel-test docs kernels-triton-3.6 clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,10 @@ help: ## this list
 demo: $(VENV)/.installed ## a tree and a diffusion model of small digits, on the CPU, in minutes
 	$(BIN)/treediffusion demo
 
-test: $(VENV)/.installed-dev ## all tests, with the coverage
+test: $(VENV)/.installed-dev ## all tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+coverage: $(VENV)/.installed-dev ## the same, with the lines that they reach
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev ## rules and formatting
