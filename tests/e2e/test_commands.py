@@ -219,7 +219,7 @@ def test_help_is_there_and_quick(command: str) -> None:
     )
     assert time.monotonic() - start < 10
     assert "usage" in done.stdout
-    assert float(done.stdout.split()[-1]) < 0.5
+    assert float(done.stdout.split()[-1]) < 1.0  # 0.3 on a quiet core
 
 
 def test_vectors_are_not_drawn_and_that_is_said_at_once(
