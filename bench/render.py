@@ -20,11 +20,11 @@ def table(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     state = " with uncommitted changes" if document["dirty"] else ""
     lines = [
-        f"{device['cpu']}, {device['cores']} cores, {device['threads']} thread used; {versions}; "
+        f"{device['cpu']}, {device['cores']} cores; {versions}; "
         f"commit {document['commit']}{state}; {document['date']}.",
         "",
-        "| Goal | Ratio | p20 to p80 | Ours, ms | Baseline, ms | At least |",
-        "|---|---|---|---|---|---|",
+        "| Goal | Threads | Ratio | p20 to p80 | Ours, ms | Baseline, ms | At least |",
+        "|---|---|---|---|---|---|---|",
         *map(_line, document["rows"]),
     ]
     return "\n".join(lines)
@@ -41,10 +41,10 @@ def _line(row: dict[str, Any]) -> str:
     aim = f"{row['goal']:.2f}" if unit == "x" else f"{row['goal']:g} {unit}"
     found = row["found"]
     if found is None:
-        return f"| `{row['name']}` | not measured here | | | | {aim} |"
+        return f"| `{row['name']}` | | not measured here | | | | {aim} |"
     return (
-        f"| `{row['name']}` | {found['ratio']:.2f} | {found['p20']:.2f} to {found['p80']:.2f} "
-        f"| {found['ours_ms']:.1f} | {found['baseline_ms']:.1f} | {aim} |"
+        f"| `{row['name']}` | {row['threads']} | {found['ratio']:.2f} | {found['p20']:.2f} to "
+        f"{found['p80']:.2f} | {found['ours_ms']:.1f} | {found['baseline_ms']:.1f} | {aim} |"
     )
 
 

@@ -12,14 +12,15 @@ The tree, which that code runs whole in every step of training, is on neither si
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from cases.bundles import bundle_of
-from cases.pair import THREADS, Pair, prepare
+from cases.pair import Pair, prepare, threads
 from cases.treevae import ten_leaves
 from support.eager_denoiser import EagerDenoiser, eager_denoiser, eager_sample
 from torch import Tensor
@@ -33,10 +34,14 @@ from treediffusion.nn.prepared import prepared
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.runtime import Engine
 from treediffusion.runtime.backends import open_backend
+from treediffusion.runtime.batches import name_images
+from treediffusion.runtime.plan import make_plan
+from treediffusion.runtime.sampling import Sampler
 from treediffusion.solvers import SolverTable, solver_table
 from treediffusion.train.optimizer import make_adam
 
-STEPS = 50
+STEPS, FEW = 50, 10
+DDIM: dict[str, Any] = {"solver": "ddim", "num_inference_steps": STEPS, "guidance_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,11 @@ def mnist() -> Setting:
     return Setting("mnist", Config(), image_size=28)
 
 
-def step(setting: Setting, batch: int) -> Pair:
+def step(setting: Setting, batch: int, backend: str = "onnxruntime", **options: Any) -> Pair:
     """One denoising step of a batch: the bundle's graph against eager PyTorch."""
     prepare()
     model = _model(setting)
-    backend = open_backend("onnxruntime", Bundle.open(_bundle(setting)), threads=THREADS)
+    sampler = _sampler(setting, backend, **options)
     table = _table(model)
     cond = torch.randn(batch, model.denoiser.unet.embed_dim)
     x = torch.randn(batch, *model.tree.image_shape)
@@ -76,8 +81,8 @@ def step(setting: Setting, batch: int) -> Pair:
     feeds = {
         "x": x.numpy(),
         "cond": cond.numpy(),
-        "timesteps": table.timestep,
-        "coef": table.network.astype(np.float32),
+        "timesteps": np.repeat(table.timestep[:1], batch),
+        "coef": np.repeat(table.network[:1].astype(np.float32), batch, axis=0),
         "step": np.zeros(batch, np.int64),
         "noise": np.zeros(x.shape, np.float32),
     }
@@ -87,14 +92,37 @@ def step(setting: Setting, batch: int) -> Pair:
         eps: Tensor = model.denoiser.unet(x, times[0] + cond)
         return _update(x, eps, table, 0)
 
-    return Pair(ours=lambda: backend.run("step", feeds), baseline=eager)
+    return Pair(ours=lambda: sampler.call("step", feeds), baseline=eager)
+
+
+def loop(setting: Setting) -> Pair:
+    """50 steps of one image with all that the sampler does between them, against bare calls."""
+    prepare()
+    sampler = _sampler(setting, "onnxruntime")
+    plan, names = (
+        make_plan(sampler.bundle, replace(sampler.bundle.sampling, **DDIM)),
+        name_images(1),
+    )
+    z, _ = sampler.prior(names)
+    signals = sampler.signals(z, np.zeros(1, np.int64), plan)
+    asked = dict(sampler.begin(signals, plan, names).ask()) | {"step": np.zeros(1, np.int64)}
+
+    def ours() -> None:
+        drawing = sampler.begin(signals, plan, names)
+        while not drawing.done:
+            sampler.advance([drawing])
+
+    return Pair(
+        ours=ours,
+        baseline=lambda: [sampler.backend.run("step", asked) for _ in range(STEPS)],
+    )
 
 
 def generate(setting: Setting, num_images: int) -> Pair:
     """Whole generations, from the seed to bytes: the torch-free engine against the plain loop."""
     prepare()
     model = _model(setting)
-    engine = Engine.load(_bundle(setting), threads=THREADS)
+    engine = Engine.load(_bundle(setting), threads=threads())
     return Pair(
         ours=lambda: engine.generate(num_images, num_inference_steps=STEPS),
         baseline=lambda: _plain_generate(model, num_images),
@@ -116,14 +144,14 @@ def hoisting(setting: Setting, batch: int) -> Pair:
     return Pair(ours=hoisted, baseline=lambda: plain_loop(model, z_path, nodes, x, table))
 
 
-def sheet(setting: Setting) -> Pair:
-    """One root through all leaves: one call against one call per leaf."""
+def sheet(setting: Setting, backend: str = "onnxruntime", **options: Any) -> Pair:
+    """One root through all leaves, against as many single images; ten steps each."""
     prepare()
-    engine = Engine.load(_bundle(setting), threads=THREADS)
-    leaves = engine.topology.leaf_names
+    engine = Engine.load(_bundle(setting), backend=backend, threads=threads(), **options)
+    leaves = range(engine.topology.num_leaves)
     return Pair(
-        ours=lambda: engine.generate_leaves(1, num_inference_steps=STEPS),
-        baseline=lambda: [engine.generate(1, node=n, num_inference_steps=STEPS) for n in leaves],
+        ours=lambda: engine.generate_leaves(1, num_inference_steps=FEW),
+        baseline=lambda: [engine.generate(1, seed=k, num_inference_steps=FEW) for k in leaves],
     )
 
 
@@ -274,6 +302,11 @@ def _update(x: Tensor, eps: Tensor, table: SolverTable, step: int) -> Tensor:
     x0 = (a * x - b * eps).clamp(*table.clip_range)
     x_next: Tensor = c * x0 + d * eps
     return x_next
+
+
+def _sampler(setting: Setting, backend: str, **options: Any) -> Sampler:
+    bundle = Bundle.open(_bundle(setting))
+    return Sampler(bundle, open_backend(backend, bundle, threads=threads(), **options))
 
 
 def _table(model: TreeDiffusion) -> SolverTable:

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from interleave import Side
 
-THREADS = 1
+USUAL_THREADS = 1
 """Of PyTorch and of ONNX Runtime. With one, CPU time is what an idle machine would take; pools of
 threads wait for one another, and on a busy machine that is most of what they do."""
+
+_threads = USUAL_THREADS
 
 
 class Pair(NamedTuple):
@@ -29,7 +31,18 @@ Case = Callable[[], Pair]
 """Builds models and inputs, which is not timed, and gives the two sides."""
 
 
+def use_threads(count: int) -> None:
+    """Sets what `threads` gives to the cases that are made from here on."""
+    global _threads
+    _threads = count
+
+
+def threads() -> int:
+    """How many threads each side has."""
+    return _threads
+
+
 def prepare() -> None:
     """Equal conditions for every case: the threads, and the same weights and inputs each time."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads())
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ class Generate:
                     node=self.leaf or self.node,
                     seed=self.seed,
                     offset=self.offset,
-                    batch_size=1,  # costs nothing, and the bar moves
+                    batch_size=engine.bucket,  # the bar moves with each call
                     progress=progress,
                     **self.drawing.options,
                 )
@@ -134,8 +134,9 @@ class Reconstruct:
             given = load_like(engine.manifest["config"], self.data).images[: self.num_images]
             leaves = engine.topology.num_leaves if self.leaf == "all" else 1
             with Progress(len(given), "drawing again") as progress:
-                # One image at a time costs nothing, and the bar moves.
-                how = {"seed": self.seed, "batch_size": 1, "progress": progress}
+                # A bar that moves: as few images at a time as fill a call.
+                few = max(1, engine.bucket // leaves)
+                how = {"seed": self.seed, "batch_size": few, "progress": progress}
                 how |= self.drawing.options
                 drawn = (
                     engine.reconstruct_leaves(given, **how).images  # type: ignore[arg-type]
@@ -185,7 +186,7 @@ class Interpolate:
                     frames=self.frames,
                     num_images=self.num_images,
                     seed=self.seed,
-                    batch_size=1,  # costs nothing, and the bar moves
+                    batch_size=engine.bucket,  # the bar moves with each call
                     progress=progress,
                     **self.drawing.options,
                 )

@@ -128,7 +128,8 @@ def test_the_results_file_names_machine_versions_and_commit(tmp_path: Path) -> N
     assert set(written["device"]) == {"cpu", "cores", "threads"}
     measured, unmeasured = written["rows"]
     assert set(measured["found"]) == {"ratio", "p20", "p80", "ours_ms", "baseline_ms"}
-    assert unmeasured == {"name": "kernels/fake-gpu", "goal": 85.0, "unit": "%", "found": None}
+    told = {"name": "kernels/fake-gpu", "goal": 85.0, "unit": "%", "threads": 1, "found": None}
+    assert unmeasured == told
 
 
 def test_the_readme_shows_the_stored_results() -> None:

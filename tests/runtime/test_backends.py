@@ -87,7 +87,7 @@ def test_an_option_of_another_back_end_is_refused(tmp_path: Path, name: str) -> 
 
 def test_options_that_are_none_are_left_to_the_back_end(tmp_path: Path) -> None:
     backend = open_backend("onnxruntime", bundle_of(tmp_path), threads=None, bucket=None)
-    assert backend.bucket == 1
+    assert backend.sizes == (1, 2, 4, 8)
     assert backend.describe()["device"] == "CPUExecutionProvider"
 
 
@@ -166,7 +166,7 @@ def test_cuda_computes_float32_and_the_same_every_time(
     sets = [("onnx-cpu", "fp32"), ("onnx-gpu", "fp32"), ("onnx-gpu", "fp16")]
     backend = open_backend("onnxruntime-cuda", bundle_of(tmp_path, *sets))
     backend.load(["assign"])
-    assert backend.bucket == 16
+    assert backend.sizes == (16,)
     (first, (file, deterministic, providers)) = seen
     assert (first, file.name, deterministic) == ("libraries", "assign.onnx", True)
     ((name, options),) = providers
@@ -238,7 +238,7 @@ def test_openvino_gives_new_arrays_and_the_same_numbers_to_all_threads(tmp_path:
 def test_openvino_says_what_runs(tmp_path: Path) -> None:
     described = openvino(toy_graphs(tmp_path)).describe()
     assert str(described["backend"]).startswith("openvino 20")
-    assert (described["precision"], described["bucket"]) == ("fp32", 1)
+    assert (described["precision"], described["bucket"]) == ("fp32", 16)
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,14 @@ def test_floats_are_the_same_bits_alone_and_in_a_batch(threads: int) -> None:
         assert np.array_equal(batch[i], floats(one, [i])[0])
 
 
-def test_a_wider_bucket_is_filled_and_cut() -> None:
-    """A back end with another bucket sees only calls of that size, and rows keep their order."""
+def test_calls_of_one_size_are_filled_and_cut() -> None:
+    """A back end with one size sees only calls of that size, and rows keep their order."""
     bundle = Bundle.open(tiny_bundle())
     inner = OnnxRuntimeBackend(bundle, threads=1)
     sizes = []
 
     class Wide:
-        bucket = 4
+        sizes = (4,)
         close = inner.close
 
         def run(self, graph: str, feeds: Any) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def test_a_node_gives_its_own_leaves(engine: Engine, node: str) -> None:
 class DecidedByTheRoot:
     """A back end whose every router goes left where the root's first number is above 1."""
 
-    bucket = 1
+    sizes = (1,)
 
     def run(self, graph: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         noise = feeds["noise"]

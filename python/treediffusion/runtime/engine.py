@@ -129,11 +129,11 @@ class Engine:
 
     @property
     def bucket(self) -> int:
-        """Rows of a call of the network; fewer take as long."""
-        return self._backend.bucket
+        """Rows of a call of the network, at most."""
+        return self._backend.sizes[-1]
 
     def info(self) -> dict[str, str | int]:
-        """What really runs: back end, version, device, precision, bucket."""
+        """What really runs: back end, version, device, precision, rows of a call."""
         return self._backend.describe()
 
     def plan(self, **sampling: Unpack[SamplingOptions]) -> Plan:
@@ -146,12 +146,13 @@ class Engine:
         return make_plan(self._bundle, replace(self._bundle.sampling, **told))  # type: ignore[arg-type]
 
     def warmup(self) -> None:
-        """Loads every graph and runs it once, so that the first call is as fast as the next."""
+        """Runs every graph in calls of every size, so that the first is as fast as the next."""
         images = np.zeros((1, *self.image_shape), np.uint8)
         self.assign(images)
         self.decode_prior(1)
         self.reconstruct(images, num_inference_steps=1)
-        self.generate(1, num_inference_steps=1)
+        for size in self._backend.sizes:
+            self.generate(size, num_inference_steps=1)
 
     def generate(
         self,

@@ -1,14 +1,14 @@
 """The graphs of a bundle in the right order: latents, conditions and evaluations, in float32.
 
 An image draws every number it needs from `noise`, by its name and the purpose. Calls of the back
-end have one fixed number of rows, so a row's result is that of the same row alone. Nothing is
-rounded here and nothing validated; `engine` does both.
+end have one of the numbers of rows that it names, so a row's result is that of the same row alone.
+Nothing is rounded here and nothing validated; `engine` does both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Sampler:
         self._process = os.getpid()
 
     def call(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs a graph on any number of rows, a bucket at a time.
+        """Runs a graph on any number of rows, in calls of the sizes that the back end has.
 
         Args:
             graph: its role.
@@ -63,13 +63,12 @@ class Sampler:
                 hint="load an engine in each process, or start processes with 'spawn'",
             )  # fmt: skip
         feeds = {spec.name: feeds[spec.name] for spec in self.bundle.graphs[graph].inputs}
-        total, bucket = len(next(iter(feeds.values()))), self.backend.bucket
+        total = len(next(iter(feeds.values())))
         parts = []
-        for start in range(0, total, bucket):
-            cut = {name: rows[start : start + bucket] for name, rows in feeds.items()}
-            missing = bucket - min(bucket, total - start)
+        for rows, missing in _calls(total, self.backend.sizes):
+            cut = {name: value[rows] for name, value in feeds.items()}
             if missing:
-                cut = {name: np.pad(rows, _below(rows, missing)) for name, rows in cut.items()}
+                cut = {name: np.pad(value, _below(value, missing)) for name, value in cut.items()}
             parts.append(self.backend.run(graph, cut))
         return {name: np.concatenate([p[name] for p in parts])[:total] for name in parts[0]}
 
@@ -151,7 +150,8 @@ class Sampler:
         feeds = {name: np.concatenate([rows[name] for rows in asked]) for name in asked[0]}
         # Each row of a call has its own row of the tables: images at different steps, of different
         # solvers, go together.
-        feeds["step"] = np.arange(len(feeds["x"])) % self.backend.bucket
+        calls = _calls(len(feeds["x"]), self.backend.sizes)
+        feeds["step"] = np.concatenate([np.arange(rows.stop - rows.start) for rows, _ in calls])
         found = self.call("step", feeds)
         start = 0
         for drawing in drawings:
@@ -166,7 +166,7 @@ class Sampler:
             Whether it has.
         """
         loop = getattr(self.backend, "step_loop", lambda: None)()
-        return loop is not None and drawing.finish(loop, self.backend.bucket)
+        return loop is not None and drawing.finish(loop, self.backend.sizes[-1])
 
     def draw(self, z: Floats, leaf: NDArray[np.int64], plan: Plan, names: Names) -> Floats:
         """[B, C, H, W] images in their leaves, from noise; arguments as of `signals`."""
@@ -174,6 +174,16 @@ class Sampler:
         while not drawing.done:
             self.advance([drawing])
         return drawing.images
+
+
+def _calls(total: int, sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """The rows of each call, and how many are missing to a size: the largest that can be filled."""
+    start = 0
+    while start < total:
+        size = max((size for size in sizes if size <= total - start), default=sizes[0])
+        stop = min(start + size, total)
+        yield slice(start, stop), start + size - stop
+        start = stop
 
 
 def _below(rows: Array, missing: int) -> list[tuple[int, int]]:

@@ -97,7 +97,7 @@ def _cuda(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
     graphs = _graphs(name, bundle, "onnx-gpu", options)
     bucket = choose_bucket(graphs.batches, options.get("bucket"))
     return OnnxRuntimeBackend(
-        bundle, provider=CUDA, graphs=graphs.graphs, bucket=bucket, precision=graphs.precision
+        bundle, provider=CUDA, graphs=graphs.graphs, sizes=(bucket,), precision=graphs.precision
     )
 
 

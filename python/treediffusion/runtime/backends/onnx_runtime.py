@@ -11,6 +11,7 @@ from ...bundle import Bundle, GraphSpec
 from ...errors import BackendUnavailableError, BundleFormatError
 from ...optional import require
 from .protocol import Array, Loaded, check_threads
+from .together import SIZES, Together
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # float32 means float32, and what is chosen by measuring times could differ from run to run.
@@ -25,7 +26,7 @@ class OnnxRuntimeBackend:
         threads: inside an operator; None leaves it to ONNX Runtime. No result depends on it.
         provider: the execution provider, which must be the one that runs.
         graphs: by role, in place of the bundle's for the CPU.
-        bucket: images in a call.
+        sizes: numbers of images that a call may have.
         precision: of the graphs, to be told; they decide it.
     """
 
@@ -36,7 +37,7 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         provider: str = CPU,
         graphs: Mapping[str, GraphSpec] | None = None,
-        bucket: int = 1,
+        sizes: tuple[int, ...] = SIZES,
         precision: str = "fp32",
     ) -> None:
         self._threads = check_threads(threads)
@@ -48,8 +49,8 @@ class OnnxRuntimeBackend:
                 hint='"treediffusion[gpu]" has the CUDA provider, "treediffusion[cpu]" has not',
             )  # fmt: skip
         self._graphs = bundle.graphs if graphs is None else graphs
-        self._provider, self.bucket, self._precision = provider, bucket, precision
-        self._sessions = Loaded()
+        self._provider, self.sizes, self._precision = provider, sizes, precision
+        self._sessions, self._together = Loaded(), Together()
 
     def load(self, roles: Iterable[str]) -> None:
         """See `Backend`."""
@@ -63,14 +64,20 @@ class OnnxRuntimeBackend:
             "backend": f"onnxruntime {version}",
             "device": self._provider,
             "precision": self._precision,
-            "bucket": self.bucket,
+            "bucket": self.sizes[-1],
         }
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Backend`."""
-        names = [spec.name for spec in self._graphs[graph].outputs]
-        results = self._sessions.get(graph, self._open).run(names, dict(feeds))
-        return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+        spec, session = self._graphs[graph], self._sessions.get(graph, self._open)
+        names = [output.name for output in spec.outputs]
+
+        def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            results = session.run(names, dict(feeds))
+            return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+        # A fixed size needs no proof: an image never sees another one.
+        return call(feeds) if len(self.sizes) == 1 else self._together.run(spec, graph, feeds, call)
 
     def close(self) -> None:
         """See `Backend`."""

@@ -3,6 +3,9 @@
 Only the denoiser's step is computed in bfloat16 where that is asked for: it is nearly all of the
 work, while the tree's graphs decide which leaf an image is in, and that decision would change.
 OpenVINO by itself takes bfloat16 wherever the processor has it; here the precision is always said.
+
+A network is compiled for one number of images, in a third of a second and with weights of its own.
+So each size is compiled when it is first used.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from ...bundle import GraphSpec
 from ...errors import BackendUnavailableError, BundleFormatError, ConfigError
 from ...optional import require
 from .protocol import Array, Loaded, check_threads
+from .together import SIZES, Together
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 HALF_ROLES = ("step",)
 
 
 class OpenVinoBackend:
-    """See `Backend`. A graph is compiled when it is first run, for one image.
+    """See `Backend`. A graph is compiled when a call first has its number of images.
 
     Args:
         graphs: by role, float32.
@@ -35,7 +39,7 @@ class OpenVinoBackend:
         BackendUnavailableError: the processor does not have the precision.
     """
 
-    bucket = 1
+    sizes: tuple[int, ...] = (*SIZES, 16)
 
     def __init__(
         self,
@@ -56,12 +60,12 @@ class OpenVinoBackend:
             got = f"{self._device} with {', '.join(has)}"
             raise BackendUnavailableError("precision", got=got, expected="a CPU with BF16")
         self._graphs, self._precision = graphs, precision
-        self._requests = Loaded()
+        self._requests, self._together = Loaded(), Together()
 
     def load(self, roles: Iterable[str]) -> None:
         """See `Backend`."""
         for role in roles:
-            self._requests.get(role, self._open)
+            self._requests.get(_key(role, 1), self._open)
 
     def describe(self) -> dict[str, str | int]:
         """See `Backend`."""
@@ -70,22 +74,29 @@ class OpenVinoBackend:
             "backend": f"openvino {version}",
             "device": self._device,
             "precision": self._precision,
-            "bucket": self.bucket,
+            "bucket": self.sizes[-1],
         }
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Backend`."""
-        with self._requests.lock:  # a request is one caller's at a time
-            request = self._requests.get(graph, self._open)
+        spec = self._graphs[graph]
+        inputs = [tensor.name for tensor in spec.inputs if tensor.shape[0] == "B"]
+
+        def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            request = self._requests.get(_key(graph, len(feeds[inputs[0]])), self._open)
             request.infer(dict(feeds), share_inputs=True)
-            names = [spec.name for spec in self._graphs[graph].outputs]
+            names = [output.name for output in spec.outputs]
             return {name: np.array(request.get_tensor(name).data) for name in names}
+
+        with self._requests.lock:  # a request is one caller's at a time
+            return self._together.run(spec, graph, feeds, call)
 
     def close(self) -> None:
         """See `Backend`."""
         self._requests.close()
 
-    def _open(self, graph: str) -> Any:
+    def _open(self, key: str) -> Any:
+        graph, _, size = key.partition("/")
         spec = self._graphs[graph]
         half = self._precision if graph in HALF_ROLES else "fp32"
         settings: dict[str, str | int] = {
@@ -94,7 +105,7 @@ class OpenVinoBackend:
         }
         if self._threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self._threads
-        sizes: dict[int | str, int] = {"B": self.bucket, "S": -1}
+        sizes: dict[int | str, int] = {"B": int(size), "S": -1}
         shapes = {
             tensor.name: [sizes.get(side, side) for side in tensor.shape] for tensor in spec.inputs
         }
@@ -113,3 +124,7 @@ class OpenVinoBackend:
                 "precision", got=f"{used} for {graph}", expected=PRECISIONS[half]
             )
         return compiled.create_infer_request()
+
+
+def _key(graph: str, images: int) -> str:
+    return f"{graph}/{images}"

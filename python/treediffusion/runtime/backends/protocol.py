@@ -18,15 +18,15 @@ USUAL_BUCKET = 16
 class Backend(Protocol):
     """Runs graphs by role. Safe to call from many threads."""
 
-    bucket: int
-    """Images in a call."""
+    sizes: tuple[int, ...]
+    """How many images calls may have, ascending; in all of them an image has the same bits."""
 
     def load(self, roles: Iterable[str]) -> None:
         """Makes graphs ready, which otherwise happens when they are first run."""
         ...
 
     def describe(self) -> dict[str, str | int]:
-        """What really runs: back end, version, device, precision, bucket."""
+        """What really runs: back end, version, device, precision, sizes of calls."""
         ...
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:

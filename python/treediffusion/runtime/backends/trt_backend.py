@@ -62,6 +62,7 @@ class TensorRtBackend:
         self._device = open_device(device) if isinstance(device, str) else device
         self._cache = cache or EngineCache(default_folder())
         self._graphs, self.bucket, self._precision = graphs, bucket, precision
+        self.sizes: tuple[int, ...] = (bucket,)
         with self._device.current():
             self._runtime = self._library.module.Runtime(self._library.logger)
         self._engines, self._loops = Loaded(), Loaded()
