@@ -42,7 +42,7 @@ from .widen import widen
 
 SEED = 2024
 BATCHES = (1, 5)
-IMAGES, STEPS = 2, 3
+IMAGES, STEPS = 3, 3
 """Of the generation; more steps of the same graphs would prove no more."""
 GRAPH_LIMIT, GENERATION_LIMIT = 1e-4, 1e-3
 ROUNDING_FACTOR = 4.0
