@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from interleave import Side
+from treediffusion.memory import keep_freed_memory
 
 USUAL_THREADS = 1
 """Of PyTorch and of ONNX Runtime. With one, CPU time is what an idle machine would take; pools of
@@ -44,5 +45,6 @@ def threads() -> int:
 
 def prepare() -> None:
     """Equal conditions for every case: the threads, and the same weights and inputs each time."""
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(threads())
     torch.manual_seed(0)

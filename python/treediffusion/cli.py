@@ -26,6 +26,7 @@ from .cli_judge import Baseline, Evaluate, Reproduce
 from .cli_serve import Serve
 from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
+from .memory import keep_freed_memory
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -132,6 +133,9 @@ class Export:
     one that it has; bf16 is not on onnx-cpu."""
     batch: str = "1,4,16,64"
     """Numbers of images in a call, separated by commas; engines are built for them."""
+    also: Literal["triton-repo"] | None = None
+    """triton-repo: a model repository of NVIDIA Triton Inference Server, too, with a copy of the
+    bundle, in the folder OUT-triton-repo."""
 
     def run(self) -> int:
         """Exports and checks."""
@@ -151,6 +155,12 @@ class Export:
             )  # fmt: skip
         sets = ", ".join(Bundle.open(path, verify=False).sets)
         print(f"{path}: exported and compared with PyTorch ({sets})")
+        if self.also == "triton-repo":
+            from .export.inference_server import repository_beside, write_model_repository
+
+            repository = repository_beside(path)
+            write_model_repository(path, repository)
+            print(f"{repository}: model repository of NVIDIA Triton Inference Server")
         print(f"next: treediffusion generate --bundle {path} --num-images 16 --seed 7")
         return 0
 
@@ -260,6 +270,7 @@ def _run(command: type[Command], argv: list[str], *, prog: str) -> int:
     # Threads that spin while they wait make a step many times slower as soon as another program
     # wants a core. OpenMP reads this when PyTorch is imported, which has not happened yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     try:
         return _parse(command, argv, prog=prog).run()
     except TreeDiffusionError as fault:

@@ -70,7 +70,7 @@ class TreeConfig(Section):
     """C_b, channels of the bottom-up maps."""
     encoder_channels: Count | None = None
     """Width of the encoder's own output, where the MLP form has another one there."""
-    levels: Annotated[int, Field(ge=2)] = 7
+    levels: Annotated[int, Field(ge=2, le=64)] = 7
     """Bottom-up levels; a leaf can be at most levels - 1 below the root."""
     residual: bool = False
     """Each bottom-up block adds its input to its output."""
@@ -165,7 +165,7 @@ class UNetConfig(Section):
     """Width of the first level; group norms have 32 groups."""
     multipliers: tuple[Count, ...] = (1, 2, 2, 2)
     """Width of each level, in units of `channels`; each level halves the side."""
-    blocks: Count = 2
+    blocks: Annotated[int, Field(ge=1, le=64)] = 2
     """Residual blocks of a level on the way down; one more on the way up."""
     heads: Count = 8
     """Attention heads."""
@@ -197,7 +197,7 @@ class DiffusionConfig(Section):
     """Noise levels: betas on a line, as published, or those of EDM (Karras et al. 2022)."""
     prediction: Prediction = "eps"
     """The network's output: the noise, or v, which with `edm` is EDM's preconditioning."""
-    timesteps: Count = 1000
+    timesteps: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """T, length of the noise schedule."""
     beta_start: Positive = 1e-4
     """Variance added by the first step; linear schedules alone."""

@@ -49,6 +49,10 @@ def inference_steps(log_snr: Float64, count: int, *, spacing: Spacing) -> Int64:
         expected = f"one of {', '.join(get_args(Spacing))}"
         raise ConfigError("spacing", got=repr(spacing), expected=expected)
     timesteps = len(log_snr)
+    if count > timesteps:  # before any list is as long
+        raise ConfigError(
+            "num_inference_steps", got=count, expected=f"at most {timesteps}, the timesteps"
+        )
     if spacing == "quadratic":
         ascending = _quadratic(timesteps, count)
     elif spacing == "uniform":
@@ -108,10 +112,6 @@ def _nearest(scale: Float64, count: int) -> Int64:
         count: steps asked for.
     """
     timesteps = len(scale)
-    if count > timesteps:
-        raise ConfigError(
-            "num_inference_steps", got=count, expected=f"at most {timesteps}, the timesteps"
-        )
     if count == 1:
         return np.array([timesteps - 1], np.int64)
     targets = np.linspace(scale[0], scale[-1], count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -179,3 +180,31 @@ def test_a_finished_run_loads_as_it_was_trained(config: Config, straight: Path) 
     for mine, theirs in ((loaded.tree, model.tree), (loaded.denoiser, model.denoiser)):
         for key, tensor in mine.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("image_shape", [1, 10**6, 10**6]),
+        ("image_shape", [10**12, 8, 8]),
+        ("image_shape", [2, 8, 8]),
+        ("config.tree.channels", 10**9),
+        ("config.tree.latent_size", 10**12),
+        ("config.diffusion.unet.channels", 32 * 10**7),
+        ("config.diffusion.unet.multipliers", [1, 10**9]),
+    ],
+)
+def test_settings_of_another_network_are_refused_before_memory_is_taken(
+    copy: Path, place: str, value: object
+) -> None:
+    claim = json.loads((copy / CONFIG).read_text())
+    *inner, last = place.split(".")
+    spoilt = claim
+    for name in inner:
+        spoilt = spoilt[name]
+    spoilt[last] = value
+    (copy / CONFIG).write_text(json.dumps(claim))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_run(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB

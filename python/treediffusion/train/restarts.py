@@ -27,6 +27,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import load_to_train, to_float
 from ..errors import TrainingError, TreeDiffusionError
+from ..memory import keep_freed_memory
 from ..progress import Progress
 from .budget import OutOfTime
 from .grower import Grower
@@ -159,6 +160,7 @@ def _work(config: Config, number: int, path: Path, news: Any, stop: Event) -> No
     """One tree, in a process of its own."""
     # An interrupt from the keyboard reaches every process; the parent answers for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.tree.restarts))
     messenger = _Messenger(number, news, stop)
     try:

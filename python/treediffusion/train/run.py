@@ -14,15 +14,15 @@ Both stages stop when the call's minutes are over, and go on with the next call 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Config, DiffusionConfig, parse_config
 from ..data import ImageSet, load_to_train, to_float
@@ -46,6 +46,8 @@ from .tree_state import Phase, PhaseEnd
 CONFIG, TREE, DIFFUSION = "config.json", "tree.safetensors", "diffusion.safetensors"
 TOPOLOGY, HISTORY, TREES = "tree.json", "training.json", "trees.json"
 
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Look: TypeAlias = Callable[[ImageSet, PhaseEnd], None]
 """Shown the images and the tree whenever a phase of the tree has ended; of several trees, each
@@ -214,8 +216,8 @@ def load_run(run: Path, *, ema: float | None = None) -> TreeDiffusion:
     tensors, state = checkpoint.load(run / TREE)
     channels, size, _ = shape
     topology = TreeTopology(tuple(state["topology"]))
-    tree = TreeVAE(config.tree, topology, image_channels=channels, image_size=size)
-    tree.load_state_dict(_under("model.tree.", tensors))
+    make_tree = partial(TreeVAE, config.tree, topology, image_channels=channels, image_size=size)
+    tree = _loaded(make_tree, _under("model.tree.", tensors), run / TREE)
     exists = (run / DIFFUSION).exists()
     second, progress = checkpoint.load(run / DIFFUSION) if exists else ({}, {"step": 0})
     if progress["step"] < config.diffusion.steps:
@@ -226,10 +228,31 @@ def load_run(run: Path, *, ema: float | None = None) -> TreeDiffusion:
             hint="continue the run with `treediffusion train`",
         )
     check_belongs(run / DIFFUSION, progress, tree)
-    denoiser = make_denoiser(tree, config.diffusion)
-    denoiser.load_state_dict(averaged_weights(second, config.diffusion, ema))
+    weights = averaged_weights(second, config.diffusion, ema)
+    denoiser = _loaded(partial(make_denoiser, tree, config.diffusion), weights, run / DIFFUSION)
     share = np.array(state["node_share"])
     return TreeDiffusion(config, tree.eval(), denoiser.eval(), share, fingerprint)
+
+
+def _loaded(make: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path) -> Network:
+    """A network with a checkpoint's tensors; settings that ask for other ones allocate nothing."""
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
+        differ = sorted(name for name, shape in wanted.items() | found.items()
+                        if wanted.get(name) != found.get(name))  # fmt: skip
+        told = f"{differ[0]} {list(found.get(differ[0], ()))}" if differ else ""
+    except RuntimeError as fault:  # sizes whose product is no number any more
+        differ, told = ["sizes"], str(fault).partition("\n")[0]
+    if differ:
+        raise CheckpointError(
+            str(path), got=told, expected=f"the network of {CONFIG}, in {len(found)} tensors",
+            hint="restore the run's folder as `treediffusion train` wrote it",
+        )  # fmt: skip
+    network = make()
+    network.load_state_dict(dict(tensors))
+    return network
 
 
 def _claim(run: Path, config: Config, data: ImageSet) -> None:
