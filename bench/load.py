@@ -1,17 +1,22 @@
-"""What the server makes of an engine, on loopback: throughput, waiting, and its own share.
+"""What the server makes of an engine, on loopback: throughput, waiting, its own share, refusals.
 
     python bench/load.py BUNDLE --json bench/results/load.json
 
-Saturation: clients that ask again at once, against the same engine called in a loop without a
-server. Waiting: requests that arrive at random (Poisson), at 70 % of what saturation gave. Own
-share: a request of one step, in the process of the server, against the same call of the engine.
-Bounded in requests and in time.
+Saturation: clients that ask for one image and again at once, against the same engine without a
+server, in whichever of its calls is fastest. Waiting: requests that arrive at random (Poisson), at
+70 % of what saturation gave. Own share: a request of one step over networks that answer zeros at
+once, on a connection that stays open, from its first byte sent to the answer's last byte read, less
+the same call of the engine without a server; the client's part is sending and reading bytes.
+Refusal: the same clock, for a request that finds the queue full while the engine works. Bounded in
+requests and in time, with one thread for the networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import multiprocessing
 import random
 import socket
 import statistics
@@ -19,15 +24,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from machine import describe
+from numpy.typing import NDArray
+from treediffusion.bundle import Bundle
 from treediffusion.client import Client
+from treediffusion.files import write_json
 from treediffusion.runtime import Engine
 
 STEPS = 10
+ROUNDS = 4
+"""Of turns with and without the server, so that a load that comes and goes weighs on both."""
+REQUESTS = 2000
+"""Of each measurement of single requests."""
+ONE = {"n": 1, "seed": 0, "num_inference_steps": 1}
 
 
 def main() -> None:
@@ -36,69 +50,127 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each part")
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
-    with Engine.load(told.bundle, threads=1) as engine:
-        engine.warmup()
-        offline = _rate(
-            lambda i: engine.generate(1, seed=i, num_inference_steps=STEPS), told.seconds
-        )
-        direct = [_timed(lambda: engine.generate(1, num_inference_steps=1)) for _ in range(300)]
-    with _Server(told.bundle) as client:
-        served = _saturated(client, told.clients, told.seconds)
-        waits = _arriving(client, 0.7 * served, told.seconds)
-        alone = [_timed(lambda: client.generate(n=1, num_inference_steps=1)) for _ in range(300)]
-    rows = {
-        "offline images/s": offline,
-        "served images/s": served,
-        "served / offline": served / offline,
-        "at 70 %: p50 ms": 1e3 * _quantile(waits, 0.5),
-        "at 70 %: p99 ms": 1e3 * _quantile(waits, 0.99),
-        "p99 / p50": _quantile(waits, 0.99) / _quantile(waits, 0.5),
-        "server and client beside the engine: p50 ms": 1e3
-        * (_quantile(alone, 0.5) - _quantile(direct, 0.5)),
-        "the same: p99 ms": 1e3 * (_quantile(alone, 0.99) - _quantile(direct, 0.5)),
-    }
+    rows = (
+        _throughput(told.bundle, told.clients, told.seconds)
+        | _own_share(told.bundle)
+        | _refusals(told.bundle)
+    )
     for name, value in rows.items():
         print(f"{name:48} {value:9.3f}")
     if told.json is not None:
-        facts = {"machine": describe(threads=1), "requests": len(waits), "rows": rows}
-        told.json.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        bundle = Bundle.open(told.bundle)
+        measured = {
+            "images": list(bundle.image_shape), "steps": STEPS, "clients": told.clients,
+            "seconds": told.seconds, "requests": REQUESTS,
+        }  # fmt: skip
+        write_json(told.json, {"machine": describe(threads=1), "measured": measured, "rows": rows})
 
 
-class _Server:
-    """`treediffusion serve` in a process of its own."""
+class Server:
+    """`treediffusion serve` in a process of its own, from when it is ready.
 
-    def __init__(self, bundle: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        words = ["serve", str(bundle), "--port", str(port), "--threads", "1"]
-        self._process = subprocess.Popen([sys.executable, "-m", "treediffusion", *words])
-        self._client = Client(f"http://127.0.0.1:{port}")
+    Args:
+        bundle: what it serves.
+        *options: of the command.
+    """
 
-    def __enter__(self) -> Client:
-        for _ in range(300):
-            try:
-                self._client.generate(n=1, num_inference_steps=1)
-            except Exception:  # not yet there, in whichever way
-                time.sleep(0.1)
-            else:
-                return self._client
-        raise RuntimeError("the server does not start")
+    def __init__(self, bundle: Path, *options: str) -> None:
+        self.port = free_port()
+        words = ["serve", str(bundle), "--port", str(self.port), "--threads", "1", *options]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "treediffusion", *words], stdout=subprocess.DEVNULL
+        )
+        self.client = Client(f"http://127.0.0.1:{self.port}", retries=100)
+
+    def __enter__(self) -> Server:
+        wait_until_ready(self.port)
+        return self
 
     def __exit__(self, *given: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)
+        self.process.terminate()
+        self.process.wait(60)
 
 
-def _rate(draw: Callable[[int], object], seconds: float) -> float:
-    began, count = time.perf_counter(), 0
+class Connection:
+    """One that stays open, and its last answer.
+
+    Args:
+        port: of the server.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self.status, self.text = 0, b""
+
+    def seconds(self, path: str, request: Mapping[str, object]) -> float:
+        """From the request's first byte to the answer's last."""
+        body = json.dumps(request).encode()
+        began = time.perf_counter()
+        self._http.request("POST", path, body, {"content-type": "application/json"})
+        answer = self._http.getresponse()
+        self.status, self.text = answer.status, answer.read()
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(port: int) -> None:
+    """Returns when the server takes requests; within a minute."""
+    for _ in range(600):
+        asking = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            asking.request("GET", "/health/ready")
+            if asking.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass  # not yet there
+        finally:
+            asking.close()
+        time.sleep(0.1)
+    raise RuntimeError("the server does not start")
+
+
+def _throughput(bundle: Path, clients: int, seconds: float) -> dict[str, float]:
+    rounds: list[tuple[float, float]] = []
+    with Engine.load(bundle, threads=1) as engine, Server(bundle) as server:
+        engine.warmup()
+        _saturated(server.client, clients, 1.0)
+        for _ in range(ROUNDS):
+            # One by one, or in calls that are full: the faster is what a server has to match.
+            sizes = (1, engine.bucket)
+            offline = max(_offline(engine, size, seconds / 2 / ROUNDS) for size in sizes)
+            rounds.append((offline, _saturated(server.client, clients, seconds / ROUNDS)))
+        served = statistics.median(served for _, served in rounds)
+        waits = _arriving(server.client, 0.7 * served, seconds)
+    p50, p99 = quantile(waits, 0.5), quantile(waits, 0.99)
+    return {
+        "offline images/s": statistics.median(offline for offline, _ in rounds),
+        "served images/s": served,
+        "served / offline": statistics.median(served / offline for offline, served in rounds),
+        "at 70 %: requests": float(len(waits)),
+        "at 70 %: p50 ms": 1e3 * p50,
+        "at 70 %: p99 ms": 1e3 * p99,
+        "at 70 %: p99 / p50": p99 / p50,
+    }
+
+
+def _offline(engine: Engine, count: int, seconds: float) -> float:
+    """Images a second, `count` in a call."""
+    began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        draw(count)
-        count += 1
-    return count / (time.perf_counter() - began)
+        engine.generate(count, seed=calls, num_inference_steps=STEPS)
+        calls += 1
+    return calls * count / (time.perf_counter() - began)
 
 
 def _saturated(client: Client, clients: int, seconds: float) -> float:
@@ -130,12 +202,111 @@ def _arriving(client: Client, rate: float, seconds: float) -> list[float]:
         found.append(time.perf_counter() - due)
 
     with ThreadPoolExecutor(64) as pool:
-        due, end = time.perf_counter(), time.perf_counter() + seconds
+        due = time.perf_counter()
+        end = due + seconds
         while due < end:
             time.sleep(max(0.0, due - time.perf_counter()))
             pool.submit(ask, due)
             due += draw.expovariate(rate)
     return found
+
+
+def _own_share(bundle: Path) -> dict[str, float]:
+    engine, port = _null_engine(bundle), free_port()
+    direct, served = list[float](), list[float]()
+    process = multiprocessing.get_context("spawn").Process(target=serve_null, args=(bundle, port))
+    process.start()
+    try:
+        wait_until_ready(port)
+        connection = Connection(port)
+        for _ in range(REQUESTS // 10):
+            connection.seconds("/v1/generate", ONE)
+        for _ in range(REQUESTS):
+            direct.append(_timed(lambda: engine.generate(1, num_inference_steps=1)))
+            served.append(connection.seconds("/v1/generate", ONE))
+        assert connection.status == 200, connection.text
+        connection.close()
+    finally:
+        process.terminate()
+        process.join(60)
+    own = quantile(direct, 0.5)
+    return {
+        "null engine alone: p50 ms": 1e3 * own,
+        "server over it: p50 ms": 1e3 * (quantile(served, 0.5) - own),
+        "server over it: p99 ms": 1e3 * (quantile(served, 0.99) - own),
+    }
+
+
+def _refusals(bundle: Path) -> dict[str, float]:
+    with Server(bundle, "--max-queue", "1", "--max-images", "4096") as server:
+        # A job that finds the queue empty is always taken; this one takes longer than the rest.
+        stop = threading.Event()
+        work = threading.Thread(target=_begin_and_leave, args=(server.port, stop))
+        work.start()
+        time.sleep(1.0)  # it has to be the first, and asking whether it is would be a job, too
+        connection = Connection(server.port)
+        refused = []
+        for _ in range(REQUESTS):
+            refused.append(connection.seconds("/v1/generate", ONE))
+            assert connection.status == 429, connection.text
+        connection.close()
+        stop.set()
+        work.join()
+    return {
+        "refused by a full queue: p50 ms": 1e3 * quantile(refused, 0.5),
+        "refused by a full queue: p99 ms": 1e3 * quantile(refused, 0.99),
+    }
+
+
+def _begin_and_leave(port: int, stop: threading.Event) -> None:
+    body = json.dumps({"n": 4096})
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as asking:
+        asking.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        stop.wait(60)
+
+
+def serve_null(bundle: Path, port: int) -> None:
+    """A server over networks that answer zeros; the body of a process."""
+    from treediffusion.serve.app import make_app
+    from treediffusion.serve.listen import listen
+
+    listen(make_app(_null_engine(bundle)), host="127.0.0.1", port=port, drain=1.0)
+
+
+class _NullBackend:
+    """Zeros of the shapes that a bundle's graphs have; everything around the networks is real."""
+
+    sizes = (1, 2, 4, 8)
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._graphs = bundle.graphs
+
+    def load(self, roles: Iterable[str]) -> None:
+        pass
+
+    def describe(self) -> dict[str, str | int]:
+        return {"backend": "null"}
+
+    def run(self, graph: str, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        spec = self._graphs[graph]
+        sizes = {
+            name: size
+            for tensor in spec.inputs
+            for name, size in zip(tensor.shape, feeds[tensor.name].shape, strict=True)
+        }
+        return {
+            tensor.name: np.zeros([sizes.get(size, size) for size in tensor.shape], np.float32)
+            for tensor in spec.outputs
+        }
+
+    def close(self) -> None:
+        pass
+
+
+def _null_engine(bundle: Path) -> Engine:
+    opened = Bundle.open(bundle)
+    return Engine(opened, _NullBackend(opened))
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -144,8 +315,8 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _quantile(times: list[float], share: float) -> float:
-    return statistics.quantiles(times, n=1000)[round(1000 * share) - 1]
+def quantile(values: list[float], share: float) -> float:
+    return statistics.quantiles(values, n=1000)[round(1000 * share) - 1]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .spacing import Spacing
 if TYPE_CHECKING:
     from .runtime import Engine
     from .runtime.plan import SamplingOptions
+    from .topology import TreeTopology
 
 
 @dataclass
@@ -54,7 +55,11 @@ AsFlags = Annotated[Drawing, tyro.conf.arg(name="")]
 
 @dataclass
 class Generate:
-    """Draw new images from a bundle, each as a PNG, and all of them as a sheet."""
+    """Draw new images from a bundle, each as a PNG, and all of them as a sheet.
+
+    With --per-leaf or --ray it is a big set: a folder for each leaf, and manifest.csv in place of
+    the sheet. The same command continues one that was interrupted.
+    """
 
     bundle: Path
     """An exported bundle."""
@@ -62,6 +67,8 @@ class Generate:
     """Folder for the images."""
     num_images: int = 16
     """How many."""
+    per_leaf: int | None = None
+    """So many of each leaf (below --node) instead."""
     node: str = "r"
     """Images of this node's leaves: r is the whole tree, r0 its left branch, and so on."""
     leaf: str | None = None
@@ -73,9 +80,20 @@ class Generate:
     drawing: AsFlags = field(default_factory=Drawing)
     backend: str = "auto"
     """What runs the graphs."""
+    ray: bool = False
+    """Let Ray's workers draw: on this machine, or in the cluster of the variable RAY_ADDRESS, whose
+    machines then need the bundle and --out under the same paths."""
+    workers: int | None = None
+    """Of --ray; as many as there are GPUs or cores if left out."""
 
     def run(self) -> int:
         """Generates and saves."""
+        if self.workers is not None and not self.ray:
+            raise ConfigError("--workers", got=self.workers, expected="it together with --ray")
+        return self._sheet() if self.per_leaf is None and not self.ray else self._set()
+
+    def _sheet(self) -> int:
+        """Images that are looked at."""
         from .evaluate.figures import image_grid, save_png
         from .progress import Progress
         from .runtime import Engine
@@ -100,6 +118,38 @@ class Generate:
         sheet = self.out / "sheet.png"
         save_png(sheet, image_grid(made.images, min(10, self.num_images)))
         print(f"{self.num_images} images in {self.out}, together in {sheet}")
+        return 0
+
+    def _set(self) -> int:
+        """Images that are counted."""
+        from .bundle import Bundle
+        from .progress import Progress
+        from .scale.bulk import Order, begin, draw_here, plan_units
+
+        order = Order(
+            self.bundle.absolute(), self.out.absolute(), self.backend, self.drawing.options
+        )
+        tree = Bundle.open(self.bundle, verify=False).topology
+        if self.leaf is not None and self.leaf not in tree.leaf_names:
+            raise _no_leaf("--leaf", self.leaf, tree)
+        node = self.leaf or self.node
+        below = [tree.leaf_names[i] for i in tree.leaves_below(node)]
+        nodes, count = (
+            ([node], self.num_images) if self.per_leaf is None else (below, self.per_leaf)
+        )
+        units = plan_units(nodes, count, seed=self.seed, offset=self.offset)
+        bundle = begin(order)
+        total = count * len(nodes)
+        with Progress(total, "generating") as progress:
+            if self.ray:
+                from .scale.ray_bulk import draw_with_ray
+
+                manifest = draw_with_ray(
+                    order, units, progress, bundle=bundle, workers=self.workers
+                )
+            else:
+                manifest = draw_here(order, units, progress)
+        print(f"{total} images in {self.out}, listed in {self.out / manifest.name}")
         return 0
 
 
@@ -197,5 +247,9 @@ class Interpolate:
 
 def _check_leaf(engine: Engine, flag: str, leaf: str) -> None:
     if leaf not in engine.topology.leaf_names:
-        names = ", ".join(engine.topology.leaf_names)
-        raise ConfigError(flag, got=repr(leaf), expected=f"one of {names}")
+        raise _no_leaf(flag, leaf, engine.topology)
+
+
+def _no_leaf(flag: str, leaf: str, tree: TreeTopology) -> ConfigError:
+    names = ", ".join(tree.leaf_names)
+    return ConfigError(flag, got=repr(leaf), expected=f"one of {names}")

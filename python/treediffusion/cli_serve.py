@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,6 +20,7 @@ from .optional import require
 
 if TYPE_CHECKING:
     from .runtime import Engine
+    from .serve.limits import Limits
     from .serve.scheduler import Scheduler
 
 
@@ -54,9 +56,21 @@ class Serve:
     """Seconds of a request, waiting included; beyond, 504."""
     drain: float = 30.0
     """Seconds that requests underway get after SIGTERM."""
+    ray: bool = False
+    """As replicas of Ray Serve: on this machine until the command ends; or in the cluster of the
+    variable RAY_ADDRESS, which goes on serving. There the command once more, with another bundle,
+    replaces it replica by replica."""
+    replicas: int = 1
+    """Of --ray, at least."""
+    max_replicas: int | None = None
+    """Of --ray, while images have to wait; --replicas if left out."""
 
     def run(self) -> int:
         """Serves until it is told to stop."""
+        if not self.ray and (self.replicas != 1 or self.max_replicas is not None):
+            raise ConfigError(
+                "replicas", got="a number of them without --ray", expected="it together with --ray"
+            )
         keys = read_keys(self.key_file)
         if not keys and not self.no_auth and not _is_loopback(self.host):
             raise ConfigError(
@@ -64,12 +78,15 @@ class Serve:
                 hint="give --key-file, or --no-auth if whoever reaches it may draw",
             )  # fmt: skip
         require("fastapi", extra="serve")
-        uvicorn = require("uvicorn", extra="serve")
+        require("uvicorn", extra="serve")
         from .runtime import Engine
         from .serve.app import make_app
         from .serve.limits import Limits
+        from .serve.listen import listen
 
         limits = Limits(max_images=self.max_images, max_queue=self.max_queue, timeout=self.timeout)
+        if self.ray:
+            return self._replicate(limits, keys)
 
         def load() -> Engine:
             return Engine.load(self.bundle, backend=self.backend, threads=self.threads)
@@ -78,10 +95,34 @@ class Serve:
         app = make_app(engine, keys=keys, limits=limits, explorer=self._page(), drain=self.drain)
         _reload_on_hangup(app.state.service.scheduler, load)
         print(f"http://{self.host}:{self.port}  tree: /v1/tree  requests: /openapi.json")
-        uvicorn.run(
-            app, host=self.host, port=self.port, log_level="warning", server_header=False,
-            timeout_graceful_shutdown=int(self.drain) + 1, limit_concurrency=1024,
+        listen(app, host=self.host, port=self.port, drain=self.drain)
+        return 0
+
+    def _replicate(self, limits: Limits, keys: list[str]) -> int:
+        """As replicas; returns once they serve where the cluster is not this command's own."""
+        from .scale.ray_serve import Application, deploy
+        from .scale.ray_session import session
+
+        page = self._page()
+        application = Application(
+            self.bundle.absolute(), limits, backend=self.backend, threads=self.threads,
+            keys=tuple(keys), explorer=page and page.absolute(), drain=self.drain,
         )  # fmt: skip
+
+        def serve(ray: Any) -> None:
+            deploy(
+                ray, application, host=self.host, port=self.port, replicas=self.replicas,
+                max_replicas=self.max_replicas,
+            )  # fmt: skip
+
+        with session() as ray:
+            serve(ray)
+            where = f"http://{self.host}:{self.port}"
+            print(f"{where}  tree: /v1/tree  requests: /openapi.json", flush=True)
+            if os.environ.get("RAY_ADDRESS"):
+                return 0
+            _until_stopped(lambda: serve(ray))
+            ray.serve.shutdown()
         return 0
 
     def _page(self) -> Path | None:
@@ -107,6 +148,21 @@ def _reload_on_hangup(scheduler: Scheduler, load: Callable[[], Engine]) -> None:
 
     if hasattr(signal, "SIGHUP"):  # there is none on Windows
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload).start())
+
+
+def _until_stopped(again: Callable[[], None]) -> None:
+    """Waits for SIGTERM or Ctrl-C; SIGHUP replaces the replicas, which read the bundle again."""
+    told: SimpleQueue[int] = SimpleQueue()
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # there is no SIGHUP on Windows
+            signal.signal(getattr(signal, name), lambda number, _: told.put(number))
+    while told.get() == getattr(signal, "SIGHUP", None):
+        try:
+            again()
+        except TreeDiffusionError as fault:
+            print(f"treediffusion: {fault}", file=sys.stderr)
+        else:
+            print("treediffusion: the bundle was read again", file=sys.stderr)
 
 
 def read_keys(file: Path | None) -> list[str]:

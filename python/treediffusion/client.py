@@ -10,14 +10,20 @@ Copy this file where treediffusion is not installed.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+PAUSE_S = 0.25
+"""Before a request is made again, twice as long each time, where no answer names a time."""
+
+Answer = TypeVar("Answer")
 
 
 class ServerError(Exception):
@@ -57,13 +63,16 @@ class Image:
 
 
 class Client:
-    """Asks one server.
+    """Asks one server, or the balancer before many.
 
     Args:
         url: of the server.
         key: where it asks for one.
         timeout: seconds without a sign of it.
-        retries: how often a busy server is asked again, after the time that it names.
+        retries: how often a request is made again: after the time that a busy server names, and
+            after a pause where the connection broke, the server was stopping, or a balancer says
+            that the server behind it is gone. A seed names images, so a request made twice has one
+            answer. A stream that has begun is not made again.
     """
 
     def __init__(
@@ -99,7 +108,8 @@ class Client:
 
     def stream(self, **request: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """`generate`, watched: pairs of an event's name and what it says, as they come."""
-        with self._open("POST", "/v1/generate", {**request, "stream": True}) as answer:
+        told = {**request, "stream": True}
+        with self._asked("POST", "/v1/generate", told, lambda answer: answer) as answer:
             event = ""
             for line in answer:
                 name, _, rest = line.decode().rstrip("\n").partition(": ")
@@ -112,28 +122,53 @@ class Client:
         return [Image.read(item) for item in self._json("POST", path, request)["data"]]
 
     def _json(self, method: str, path: str, request: dict[str, Any] | None) -> dict[str, Any]:
-        with self._open(method, path, request) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        def read(answer: Any) -> dict[str, Any]:
+            with answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
 
-    def _open(self, method: str, path: str, request: dict[str, Any] | None) -> Any:
+        return self._asked(method, path, request, read)
+
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        request: dict[str, Any] | None,
+        read: Callable[[Any], Answer],
+    ) -> Answer:
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if request is None else json.dumps(request).encode()
         asked = urllib.request.Request(self._url + path, data, headers, method=method)
-        for left in range(self._retries, -1, -1):
+        for again in range(self._retries + 1):
+            pause = PAUSE_S * 2**again
             try:
-                return urllib.request.urlopen(asked, timeout=self._timeout)
+                return read(urllib.request.urlopen(asked, timeout=self._timeout))
             except urllib.error.HTTPError as refusal:
-                if refusal.code != 429 or not left:
-                    raise _error(refusal) from None
-                time.sleep(float(refusal.headers.get("Retry-After", 1)))
+                fault = _error(refusal)
+                if again == self._retries or not _passes(fault):
+                    raise fault from None
+                pause = float(
+                    refusal.headers.get("Retry-After", 1 if fault.status == 429 else pause)
+                )
+            except (ConnectionError, http.client.HTTPException):
+                if again == self._retries:
+                    raise
+            except urllib.error.URLError as broken:
+                if again == self._retries or not isinstance(broken.reason, ConnectionError):
+                    raise
+            time.sleep(pause)
         raise AssertionError
 
 
 def _text(file: bytes) -> str:
     return base64.b64encode(file).decode("ascii")
+
+
+def _passes(fault: ServerError) -> bool:
+    """Whether to ask again may help: no room, a server that stops, or a balancer's own fault."""
+    return fault.status in (429, 503) or (fault.status >= 500 and fault.kind == "unknown")
 
 
 def _error(refusal: urllib.error.HTTPError) -> ServerError:

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep the memory of large arrays when they are freed.
 
     The GNU C library by itself maps a large array's memory anew each time, and the system fills it
-    with zeros, page by page, as it is first written: on a CPU 5 to 10 % of a tree's training step.
+    with zeros, page by page, as it is first written: some per cent of a training step on a CPU.
     The process stays as large as it was at its largest. Does nothing where another library serves.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, or function

@@ -147,11 +147,33 @@ def normal(
         ConfigError: a number that is not an integer in [0, 2^64), or seeds that do not match
             the images.
     """
+    return normals(seed, images, shape, stream=stream, steps=(step,), draw=draw)[:, 0]
+
+
+def normals(
+    seed: int | Sequence[int],
+    images: Sequence[int],
+    shape: tuple[int, ...],
+    *,
+    stream: Stream,
+    steps: Sequence[int],
+    draw: int = 0,
+) -> Floats:
+    """`normal` of several steps or nodes: the transform is one for all of them.
+
+    Returns:
+        [B, len(steps), *shape] float32.
+    """
     sides = naturals("shape", shape)
     count = math.prod(sides)
-    drawn = _draw(seed, images, stream=stream, step=step, count=(count + 1) // 2, draw=draw)
-    flat = normals_from_words(drawn)[:, :count]
-    return np.ascontiguousarray(flat.reshape(len(drawn), *sides))
+    indices = naturals("images", images)
+    drawn = np.empty((len(indices), len(steps), (count + 1) // 2), np.uint64)
+    for place, step in enumerate(steps):
+        drawn[:, place] = _draw(
+            seed, indices, stream=stream, step=step, count=drawn.shape[2], draw=draw
+        )
+    flat = normals_from_words(drawn)[..., :count]
+    return np.ascontiguousarray(flat.reshape(*drawn.shape[:2], *sides))
 
 
 def uniform(

@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "explore": {"runtime"},
     "serve": {"explore", "runtime"},
+    "scale": {"runtime", "serve"},
 }
 LIGHT_FOR_RUNTIME = {
     "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "signals",
@@ -71,7 +72,9 @@ THIRD_PARTY: dict[str, set[str]] = {
         "prometheus_client",
         "pydantic",
         "starlette",
+        "uvicorn",
     },
+    "scale": set(),  # ray comes through `require`
 }
 BLOCKED = ["torch", "torchvision", "triton", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"]
 

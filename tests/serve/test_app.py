@@ -295,7 +295,7 @@ def test_a_key_is_asked_for(serving: Callable[..., TestClient]) -> None:
 
 def test_a_full_queue_and_a_late_answer(serving: Callable[..., TestClient]) -> None:
     late = serving(limits=Limits(timeout=0.001))
-    answer = late.post("/v1/generate", json={"n": 50, "num_inference_steps": 1000})
+    answer = late.post("/v1/generate", json={"n": 50, "num_inference_steps": 200})
     assert answer.status_code == 504
     assert answer.json()["error"]["type"] == "timeout"
 

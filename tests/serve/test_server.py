@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,10 @@ from PIL import Image
 from support.models import IRREGULAR, tiny_bundle
 from treediffusion.client import Client, ServerError
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
 STEPS = {"num_inference_steps": 2}
+LONG = {"n": 4096, "num_inference_steps": 200, "solver": "heun"}
 KEY = "a-key-of-the-tests"
 
 
@@ -40,6 +44,11 @@ class Server(NamedTuple):
         connection.sendall(text.encode())
         return connection
 
+    def memory(self) -> int:
+        """Bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
     def metric(self, name: str) -> float:
         import urllib.request
 
@@ -54,9 +63,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(*arguments: str, bundle: Path | None = None, **environment: str) -> Server:
+def start(
+    *arguments: str,
+    bundle: Path | None = None,
+    python: Sequence[str] = ("-m", "treediffusion"),
+    **environment: str,
+) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "treediffusion", "serve", str(bundle or tiny_bundle())]
+    command = [sys.executable, *python, "serve", str(bundle or tiny_bundle())]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--threads", "1", *arguments],
         env=os.environ | environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -78,7 +92,7 @@ def start(*arguments: str, bundle: Path | None = None, **environment: str) -> Se
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = start()
+    server = start("--max-images", "4096", "--max-queue", "10000000")
     yield server
     server.process.terminate()
     server.process.wait(20)
@@ -132,7 +146,7 @@ def test_many_clients_get_their_own_images(client: Client) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_dropped(server: Server, client: Client, stream: bool) -> None:
     """Its image-steps leave the queue although they would take a minute; polling would miss it."""
-    body = {"n": 64, "num_inference_steps": 1000, "stream": stream}
+    body = LONG | {"stream": stream}
     connection = server.send(post("/v1/generate", body))
     deadline = time.monotonic() + 20
     while server.metric("treediffusion_queue_image_steps") == 0:
@@ -159,19 +173,19 @@ def test_half_a_request_holds_nobody_up(server: Server, client: Client) -> None:
 
 
 def test_a_busy_server_says_when_to_come_back() -> None:
-    server = start("--max-queue", "500")
+    server = start("--max-queue", "500", "--max-images", "4096")
     try:
         impatient, patient = Client(server.url, retries=0), Client(server.url, retries=20)
-        busy = server.send(post("/v1/generate", {"n": 64, "num_inference_steps": 1000}))
+        busy = server.send(post("/v1/generate", {"n": 256, "num_inference_steps": 200}))
         while server.metric("treediffusion_queue_image_steps") < 500:
             time.sleep(0.01)
         began = time.monotonic()
         with pytest.raises(ServerError) as refused:
-            impatient.generate(n=1, num_inference_steps=400)
+            impatient.generate(n=1, num_inference_steps=200)
         assert (refused.value.status, refused.value.kind) == (429, "busy")
         assert time.monotonic() - began < 2
         busy.close()
-        assert len(patient.generate(n=1, num_inference_steps=400)) == 1
+        assert len(patient.generate(n=1, num_inference_steps=200)) == 1
         assert server.metric('treediffusion_rejected_total{reason="queue"}') >= 1
     finally:
         server.process.kill()
@@ -242,6 +256,106 @@ def test_mistakes_of_the_command_are_one_line(
     assert found.returncode == 2 or "backend" in named or found.returncode == 5
     assert named in found.stderr
     assert "Traceback" not in found.stderr
+
+
+FULL = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+runpy.run_module("treediffusion", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    """No file can take a byte more: the server needs none, and starts, and answers."""
+    server = start(python=("-B", "-c", FULL), TMPDIR=str(tmp_path))
+    client = Client(server.url)
+    try:
+        image = client.generate(n=2, seed=1, **STEPS)[0]
+        assert client.reconstruct(image.png, **STEPS)
+        assert client.assign([image.png] * 8)
+        assert [kind for kind, _ in client.stream(n=1, seed=1, preview_every=0, **STEPS)]
+    finally:
+        server.process.terminate()
+    _, errors = server.process.communicate(timeout=30)
+    assert "Traceback" not in errors
+
+
+CHUNK = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+POST = b"POST /v1/assign HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+FLOODS = {
+    "a length of 1 GB": (POST + b"Content-Length: 1073741824\r\n\r\n", b" " * 2**16, b"413"),
+    "1 GB in chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n", CHUNK, b"413"),
+    "a body for a GET": (POST.replace(b"POST /v1/assign", b"GET /health/live")
+                         + b"Transfer-Encoding: chunked\r\n\r\n", CHUNK, b"200"),
+    "headers": (POST, b"X-Flood: " + b"x" * 8000 + b"\r\n", b"400"),
+    "one header": (POST + b"X-Flood: ", b"x" * 8000, b"400"),
+    "an address": (b"GET /", b"x" * 8000, b"400"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
+@pytest.mark.parametrize("kind", FLOODS)
+def test_floods_are_stopped_early(server: Server, kind: str) -> None:
+    """What arrives is what the system's buffers hold and the limits allow, and is not kept."""
+    head, more, status = FLOODS[kind]
+    before, sent, answer = server.memory(), 0, b""
+    with server.send(head.decode()) as connection:
+        while sent < 64 * 2**20 and not answer:
+            readable, writable, _ = select.select([connection], [connection], [], 20)
+            try:
+                if readable:
+                    answer = connection.recv(100)
+                elif writable:
+                    sent += connection.send(more)
+            except OSError:  # closed before the answer was read
+                break
+    assert answer.split(b" ")[1:2] in ([status], [])
+    assert sent < 32 * 2**20
+    assert server.memory() - before < 64 * 2**20
+    assert len(Client(server.url).generate(n=1, **STEPS)) == 1
+
+
+def test_what_is_left_open_is_closed(server: Server) -> None:
+    """Clients of every bad kind leave no file and no thread behind."""
+    Client(server.url).generate(n=1, **STEPS)
+    folders = [Path(f"/proc/{server.process.pid}/{name}") for name in ("fd", "task")]
+    if not folders[0].exists():
+        pytest.skip("open files are counted in /proc")
+    # Threads that encode answers are made up to a number, and stay.
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: Client(server.url).generate(n=8, **STEPS), range(32)))
+    deadline = time.monotonic() + 20
+    while server.metric("treediffusion_queue_image_steps") > 0:
+        assert time.monotonic() < deadline
+    before = [len(list(folder.iterdir())) for folder in folders]
+    for _ in range(10):
+        for text in (
+            "GET", post("/v1/generate", {"n": 1})[:-3], post("/v1/generate", {"n": 0}),
+            post("/v1/generate", LONG | {"stream": True}), post("/v1/generate", LONG),
+            "\0\0\r\n\r\n",
+        ):  # fmt: skip
+            server.send(text).close()
+    while (
+        server.metric("treediffusion_queue_image_steps") > 0
+        or len(list(folders[0].iterdir())) > before[0]
+        or len(list(folders[1].iterdir())) > before[1]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
+def test_some_hundred_requests_leave_nothing() -> None:
+    """`bench/soak.py` in short; its line through memory needs more than this."""
+    from soak import soak
+
+    found = soak(tiny_bundle(), 360)
+    assert sum(found.kinds.values()) == 360
+    assert (found.files <= 4, found.threads <= 4) == (True, True), found
+    half = found.samples[len(found.samples) // 2].rss_mib
+    assert found.samples[-1].rss_mib - half < 16
 
 
 def test_it_imports_no_torch() -> None:

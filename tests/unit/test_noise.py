@@ -372,3 +372,15 @@ def test_unknown_streams_are_refused() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(record(), indent=1) + "\n", "utf-8")
+
+
+@given(st.integers(0, 5), st.integers(0, 4), st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_noise_of_several_nodes_is_that_of_each(images: int, nodes: int, size: int) -> None:
+    """Odd sizes leave half a word over, which the next node must not begin with."""
+    names, steps = range(images), [3 * k + 1 for k in range(nodes)]
+    together = noise.normals(7, names, (size,), stream=Stream.NODE, steps=steps, draw=2)
+    assert together.shape == (images, nodes, size)
+    for place, step in enumerate(steps):
+        alone = noise.normal(7, names, (size,), stream=Stream.NODE, step=step, draw=2)
+        assert np.array_equal(together[:, place], alone)

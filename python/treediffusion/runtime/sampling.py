@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendUnavailableError
-from ..noise import Stream, normal, uniform
+from ..noise import Stream, normals, uniform
 from ..signals import leaf_slots
 from .backends import Backend
 from .batches import Names
@@ -75,11 +75,12 @@ class Sampler:
     def latent_noise(self, names: Names, *, draw: int = 0) -> Floats:
         """[B, N, Z, R, R]: the root's from its own stream, the other rows' by their number."""
         shape, nodes = self.bundle.latent_shape, self.bundle.topology.num_nodes
-        rows = [normal(names.seed, names.index, shape, stream=Stream.ROOT, draw=draw)]
-        for row in range(1, nodes):
-            own = normal(names.seed, names.index, shape, stream=Stream.NODE, step=row, draw=draw)
-            rows.append(own)
-        return np.stack(rows, axis=1)
+        draws = ((Stream.ROOT, (0,)), (Stream.NODE, range(1, nodes)))
+        parts = [
+            normals(names.seed, names.index, shape, stream=stream, steps=steps, draw=draw)
+            for stream, steps in draws
+        ]
+        return np.concatenate(parts, axis=1)
 
     def prior(self, names: Names, *, draw: int = 0) -> tuple[Floats, Floats]:
         """Samples of the tree's prior: z [B, N, Z, R, R], and p_left [B, I] at its routers."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from ..topology import TreeTopology
 from . import work
 from .guard import Guard, Refusal
 from .limits import Limits
-from .pictures import Bytes, decode, encode_png
+from .pictures import Bytes, decode, decode_all, encode_png
 from .scheduler import QueueFullError
 from .schemas import (
     Assigned,
@@ -54,6 +54,9 @@ from .service import ClientGoneError, Service
 from .work import Drawn
 
 PNG = "image/png"
+EVENTS = "text/event-stream"
+SMALL = 2**14
+"""Bytes of pixels that are encoded at once; a millisecond at most."""
 KINDS = {
     400: "invalid_request", 404: "invalid_request", 405: "invalid_request", 422: "invalid_request",
 }  # fmt: skip
@@ -67,6 +70,11 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 DRAWN: dict[int | str, dict[str, Any]] = {
     **FAULTS, 200: {"content": {PNG: {}}, "description": "Images, or one PNG of them all."}
+}  # fmt: skip
+STREAMED: dict[int | str, dict[str, Any]] = {
+    **FAULTS, 200: {
+        "content": {PNG: {}, EVENTS: {}}, "description": "Images, one PNG of them all, or events.",
+    },
 }  # fmt: skip
 
 
@@ -109,13 +117,14 @@ def make_app(
 
 
 def _add_images(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/generate", response_model=Images, responses=DRAWN)
+    @app.post("/v1/generate", response_model=Images, responses=STREAMED)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """New images of a node."""
         wanted = work.generate(_engine(service), body, service.limits)
         if body.stream:
             events = service.streamed(request, wanted, body.timeout, body.preview_every)
-            return StreamingResponse(events, media_type="text/event-stream")
+            await anext(events)  # a refusal has a status as long as the answer has not begun
+            return _Events(events, media_type=EVENTS)
         columns = math.ceil(math.sqrt(max(1, len(body.seeds or ()), body.n)))
         return await _answer(service, request, wanted, body.timeout, columns)
 
@@ -154,13 +163,11 @@ def _add_tree(app: FastAPI, service: Service) -> None:
         engine, largest = _engine(service), service.limits.max_pixels
 
         def decoded() -> Bytes:
-            return np.stack([
-                decode(text, engine.image_shape, name=f"images: {i}", max_pixels=largest)
-                for i, text in enumerate(body.images)
-            ])  # fmt: skip
+            names = [f"images: {i}" for i in range(len(body.images))]
+            return decode_all(body.images, engine.image_shape, names=names, max_pixels=largest)
 
         pixels = await asyncio.to_thread(decoded)
-        leaf_prob = await service.between_steps(lambda engine: engine.assign(pixels))
+        leaf_prob = await service.between_steps(lambda engine: engine.assign(pixels), len(pixels))
         return Assigned(leaf_names=list(engine.topology.leaf_names), leaf_prob=leaf_prob.tolist())
 
     @app.get("/v1/tree", response_model=Tree, responses=FAULTS)
@@ -242,6 +249,15 @@ def _add_faults(app: FastAPI) -> None:
         return _fault(500, "internal", "an internal error", None)
 
 
+class _Events(StreamingResponse):
+    """A stream whose job is dropped as soon as its reader has gone, however that was noticed."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As of ASGI."""
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]  # it is a generator
+            await super().__call__(scope, receive, send)
+
+
 def _engine(service: Service) -> Engine:
     if not service.ready:
         raise BackendUnavailableError(
@@ -270,7 +286,10 @@ async def _answer(
         timings = Timings(queue_s=done.queue_s, run_s=done.run_s)
         return Images(id=request.scope["request_id"], data=data, timings=timings).model_dump_json()
 
-    return Response(await asyncio.to_thread(text), media_type="application/json")
+    # A thread's turn costs more than a small picture.
+    small = len(images) <= 2 and sum(image.pixels.nbytes for image in images) <= SMALL
+    encoded = text() if small else await asyncio.to_thread(text)
+    return Response(encoded, media_type="application/json")
 
 
 def _sheet(images: Sequence[Drawn], columns: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Around the routes: keys, sizes, slow bodies, headers, request ids, and one line of metrics.
+"""Around the routes: keys, sizes, slow bodies and readers, headers, request ids, and metrics.
 
 Plain ASGI, because what is refused here must not be read first.
 """
@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from .limits import Limits
 from .metrics import Metrics
@@ -50,6 +51,10 @@ class Refusal(HTTPException):
         self.kind = kind
 
 
+class SlowReaderError(OSError):
+    """A client leaves its answer unread; an OSError is what ASGI has for one that is gone."""
+
+
 class Guard:
     """The middleware.
 
@@ -74,6 +79,7 @@ class Guard:
         scope["request_id"] = identity = given if ID.fullmatch(given) else secrets.token_hex(8)
 
         async def answer(message: Message) -> None:
+            """`send`, to a client that reads."""
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
@@ -85,7 +91,12 @@ class Guard:
                         (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
                     )
                 message["headers"] = [*message["headers"], *own]
-            await send(message)
+            try:
+                async with asyncio.timeout(self._limits.write_timeout):
+                    await send(message)
+            except TimeoutError:
+                self._metrics.rejected.labels("slow").inc()
+                raise SlowReaderError from None
 
         try:
             self._check_key(scope["path"], headers)
@@ -94,6 +105,8 @@ class Guard:
             if started:
                 raise
             await _refuse(refusal, answer)
+        except (SlowReaderError, ClientDisconnect):
+            pass  # the connection is closed; there is nobody to tell
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, status).inc()
@@ -123,7 +136,8 @@ class Guard:
             if complete:
                 return await receive()  # the client's leaving, whenever that is
             try:
-                message = await asyncio.wait_for(receive(), self._limits.body_timeout)
+                async with asyncio.timeout(self._limits.body_timeout):
+                    message = await receive()
             except TimeoutError:
                 self._metrics.rejected.labels("slow").inc()
                 raise Refusal(408, "timeout", "body: it did not arrive in time") from None

@@ -18,8 +18,10 @@ class Limits:
     max_body: int = 8 * 2**20
     """Bytes of a request's body; beyond, 413."""
     max_pixels: int = 2**24
-    """Pixels of an uploaded image, whatever its file's size."""
+    """Pixels of a request's images together, whatever their files' sizes."""
     timeout: float = 60.0
     """Seconds of a request, waiting included, unless it asks for fewer; beyond, 504."""
     body_timeout: float = 10.0
     """Seconds between two parts of a request's body; beyond, 408."""
+    write_timeout: float = 30.0
+    """Seconds that a part of an answer may wait for its reader; beyond, the connection ends."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import ShapeError
 
@@ -31,42 +32,66 @@ def encode_png(pixels: Bytes) -> bytes:
 
 
 def decode(text: str, shape: tuple[int, int, int], *, name: str, max_pixels: int) -> Bytes:
-    """The middle square of an image file, scaled to a model's size.
+    """`decode_all` of one file."""
+    image: Bytes = decode_all([text], shape, names=[name], max_pixels=max_pixels)[0]
+    return image
+
+
+def decode_all(
+    texts: Sequence[str], shape: tuple[int, int, int], *, names: Sequence[str], max_pixels: int
+) -> Bytes:
+    """The middle squares of image files, scaled to a model's size.
 
     Args:
-        text: the file in base64, with or without a `data:` prefix.
+        texts: the files in base64, with or without a `data:` prefix.
         shape: (C, H, W).
-        name: of the field, for messages.
-        max_pixels: of the file's image; more are refused before any is decoded.
+        names: of the fields, for messages.
+        max_pixels: of all files' images together; more are refused before any is decoded.
 
     Returns:
-        [C, H, W] uint8.
+        [n, C, H, W] uint8.
 
     Raises:
         ShapeError: no image, one of another format, or one too large.
     """
-    expected = f"a {', '.join(FORMATS)} file in base64, of at most {max_pixels} pixels"
+    expected = f"a {', '.join(FORMATS)} file in base64; all together of at most {max_pixels} pixels"
+    opened, left = [], max_pixels
+    for text, name in zip(texts, names, strict=True):
+        with _faults(name, expected):
+            image = _opened(text)
+            left -= image.width * image.height
+            if left < 0:
+                size = f"{image.width} x {image.height} pixels"
+                raise ShapeError(name, got=size, expected=expected)
+            opened.append(image)
+    found = []
+    for image, name in zip(opened, names, strict=True):
+        with _faults(name, expected):
+            found.append(_fitted(image, shape))
+            image.close()  # with its decoded pixels, which are many more than those that are kept
+    return np.stack(found)
+
+
+@contextmanager
+def _faults(name: str, expected: str) -> Iterator[None]:
+    """Whatever a file does to a decoder is the file's mistake."""
     try:
-        data = base64.b64decode(
-            text.partition(",")[2] if text.startswith("data:") else text, validate=True
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise ShapeError(name, got=f"{image.width} x {image.height} pixels", expected=expected)
-        return _fitted(image, shape)
+        yield
     except ShapeError:
         raise
+    except UnidentifiedImageError as fault:  # its own words are the address of a buffer
+        raise ShapeError(name, got="something else", expected=expected) from fault
     except (
-        binascii.Error,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Warning,
-    ) as fault:
+        binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+    ) as fault:  # fmt: skip
         raise ShapeError(name, got=f"something else ({fault})", expected=expected) from fault
+
+
+def _opened(text: str) -> Any:
+    data = base64.b64decode(
+        text.partition(",")[2] if text.startswith("data:") else text, validate=True
+    )
+    return Image.open(io.BytesIO(data), formats=FORMATS)  # reads no more than the file's head
 
 
 def _fitted(image: Any, shape: tuple[int, int, int]) -> Bytes:

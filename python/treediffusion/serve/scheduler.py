@@ -108,6 +108,14 @@ class Job:
         self._cancelled = True
 
 
+@dataclass(frozen=True)
+class _Call:
+    """Something short between two steps, and its image-steps in the queue."""
+
+    work: Callable[[], None]
+    cost: int = 0
+
+
 class Scheduler:
     """Draws jobs until it is stopped.
 
@@ -126,7 +134,8 @@ class Scheduler:
     ) -> None:
         self._engine, self._max_queue, self._on_step = engine, max_queue, on_step
         self._changed = threading.Condition()
-        self._inbox: deque[Job | Callable[[], None]] = deque()
+        self._inbox: deque[Job] = deque()
+        self._calls: deque[_Call] = deque()
         self._jobs: list[Job] = []
         self._waiting = 0
         self._rate = 0.0
@@ -167,35 +176,34 @@ class Scheduler:
             BackendUnavailableError: the scheduler is stopping, or its thread has died.
         """
         with self._changed:
-            self._check()
-            if self._waiting and self._waiting + job.cost > self._max_queue:
-                full = QueueFullError(
-                    "queue", got=f"{job.cost} image-steps on top of {self._waiting}",
-                    expected=f"at most {self._max_queue}", hint="try again later",
-                )  # fmt: skip
-                full.retry_after = max(1.0, self.wait)
-                raise full
+            self._check(job.cost)
             job._engine, job._left = self._engine, job.cost
             self._waiting += job.cost
             self._inbox.append(job)
             self._changed.notify()
 
-    def call(self, work: Callable[[], None]) -> None:
-        """Runs something short between two steps; it must not raise.
+    def call(self, work: Callable[[], None], cost: int = 0) -> None:
+        """Runs something short between two steps, once, whatever happens; it must not raise.
+
+        Args:
+            work: told nothing; finds the engine closed where its thread has ended first.
+            cost: image-steps that it takes the place of in the queue.
 
         Raises:
+            QueueFullError: as for `submit`.
             BackendUnavailableError: as for `submit`.
         """
         with self._changed:
-            self._check()
-            self._inbox.append(work)
+            self._check(cost)
+            self._waiting += cost
+            self._calls.append(_Call(work, cost))
             self._changed.notify()
 
     def replace(self, engine: Engine) -> None:
         """Draws what is submitted from here on with another engine; jobs underway keep theirs."""
         with self._changed:
             old, self._engine = self._engine, engine
-            self._inbox.append(lambda: self._retire(old))
+            self._calls.append(_Call(lambda: self._retire(old)))
             self._changed.notify()
 
     def drain(self, timeout: float) -> bool:
@@ -215,12 +223,20 @@ class Scheduler:
         self._thread.join()
         return finished
 
-    def _check(self) -> None:
+    def _check(self, cost: int) -> None:
+        """Whether there is somebody to do this, and room."""
         if not self.ready:
             raise BackendUnavailableError(
                 "server", got="a request while it stops" if self.alive else "a dead engine thread",
                 expected="a running server", hint="ask another replica",
             )  # fmt: skip
+        if cost and self._waiting and self._waiting + cost > self._max_queue:
+            full = QueueFullError(
+                "queue", got=f"{cost} image-steps on top of {self._waiting}",
+                expected=f"at most {self._max_queue}", hint="try again later",
+            )  # fmt: skip
+            full.retry_after = max(1.0, self.wait)
+            raise full
 
     def _work(self) -> None:
         fault: BaseException | None = None
@@ -237,19 +253,29 @@ class Scheduler:
     def _receive(self) -> bool:
         """Takes what has arrived; waits where there is nothing to do. False at the end."""
         with self._changed:
-            while not (self._inbox or self._jobs or self._draining or self._closing):
+            while not (self._busy or self._draining or self._closing):
                 self._changed.wait()
-            if self._closing or (self._draining and not self._inbox and not self._jobs):
+            if self._closing or (self._draining and not self._busy):
                 return False
             arrived, self._inbox = list(self._inbox), deque()
-        for each in arrived:
-            if isinstance(each, Job):
-                # It begins level with the job that was served least: neither ahead nor behind.
-                each._served = min((job._served for job in self._jobs), default=0)
-                self._jobs.append(each)
-            else:
-                each()
+            # One at a time: a crowd of calls may not keep the images from their steps.
+            call = self._calls.popleft() if self._calls else None
+        for job in arrived:
+            # It begins level with the job that was served least: neither ahead nor behind.
+            job._served = min((each._served for each in self._jobs), default=0)
+            self._jobs.append(job)
+        if call is not None:
+            self._answer(call)
         return True
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._inbox or self._calls or self._jobs)
+
+    def _answer(self, call: _Call) -> None:
+        with self._changed:
+            self._waiting -= call.cost
+        call.work()
 
     def _drop(self) -> None:
         """Ends the jobs that nobody waits for any more."""
@@ -360,7 +386,7 @@ class Scheduler:
     def _retire(self, old: Engine) -> None:
         """Closes an engine once no job needs it."""
         if any(job._engine is old for job in self._jobs):
-            self._inbox.append(lambda: self._retire(old))
+            self._calls.append(_Call(lambda: self._retire(old)))
         else:
             old.close()
 
@@ -368,10 +394,12 @@ class Scheduler:
         """Whatever happened, nobody is left waiting."""
         with self._changed:
             self._draining = True
-            left = [*self._jobs, *(each for each in self._inbox if isinstance(each, Job))]
+            left, calls = [*self._jobs, *self._inbox], [*self._calls]
         for job in left:
             self._fail(job, BackendUnavailableError(
                 "server", got="its end" if fault is None else f"{type(fault).__name__}: {fault}",
                 expected="a running engine", hint="ask again, or another replica",
             ))  # fmt: skip
         self._engine.close()
+        for call in calls:
+            self._answer(call)

@@ -1,17 +1,27 @@
-"""Requests and answers; what OpenAPI shows. Unknown fields are mistakes."""
+"""Requests and answers; what OpenAPI shows.
+
+Unknown fields are mistakes, and so are other types: `"3"` is no number, `true` is not 1.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..solvers import Solver
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps."""
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""JSON has one kind of numbers: 2.0 is 2. Last in an annotation, or OpenAPI loses the bounds."""
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE]
 Scale = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Base64 = Annotated[str, Field(max_length=2**24)]
 
@@ -19,13 +29,13 @@ Base64 = Annotated[str, Field(max_length=2**24)]
 class Model(BaseModel):
     """Of all requests and answers."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Drawing(Model):
     """How images are drawn; what is left out is the bundle's own."""
 
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000), WHOLE] | None = None
     """Denoising steps."""
     solver: Solver | None = None
     """The sampler; heun evaluates the network twice in each step."""
@@ -40,11 +50,11 @@ class Drawing(Model):
 class Many(Drawing):
     """Images that are named by seeds."""
 
-    n: Annotated[int, Field(ge=1, le=4096)] = 1
+    n: Annotated[int, Field(ge=1, le=4096), WHOLE] = 1
     """How many."""
     seed: Seed | None = None
     """Of all of them, which are its images 0 to n - 1; left out, the server draws one."""
-    offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    offset: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] = 0
     """Index of the first image of the seed."""
 
 
@@ -57,7 +67,7 @@ class GenerateRequest(Many):
     """One for each image, in place of `seed`."""
     stream: bool = False
     """Server-sent events: `preview`, `image`, `done`, `error`."""
-    preview_every: Annotated[int, Field(ge=0, le=1000)] = 5
+    preview_every: Annotated[int, Field(ge=0, le=1000), WHOLE] = 5
     """Of a stream: evaluations between two previews of an image; 0 for none."""
 
 
@@ -72,7 +82,7 @@ class InterpolateRequest(Many):
     """Name of the first frame's leaf."""
     end: Annotated[str, Field(max_length=64)]
     """Name of the last frame's."""
-    frames: Annotated[int, Field(ge=2, le=64)] = 8
+    frames: Annotated[int, Field(ge=2, le=64), WHOLE] = 8
     """Images on the way, both ends included."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -57,8 +57,8 @@ class Service:
         await self.between_steps(lambda engine: engine.warmup())
         self.warm = True
 
-    async def between_steps(self, work: Callable[[Engine], Given]) -> Given:
-        """Something short, in the engine's thread."""
+    async def between_steps(self, work: Callable[[Engine], Given], cost: int = 0) -> Given:
+        """Something short, in the engine's thread; it waits as `cost` image-steps do."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Given] = loop.create_future()
 
@@ -74,7 +74,8 @@ class Service:
             else:
                 loop.call_soon_threadsafe(settle, found.set_result, result)
 
-        self.scheduler.call(call)
+        with self._counted():
+            self.scheduler.call(call, cost)
         return await found
 
     async def drawn(
@@ -85,30 +86,49 @@ class Service:
         Raises:
             ClientGoneError: the client has left; the job is dropped.
         """
-        found: dict[int, list[Drawn]] = {}
-        async with self._job(work, timeout, preview_every=0) as events:
+        loop = asyncio.get_running_loop()
+        found: dict[int, Any] = {}
+        end: asyncio.Future[Event] = loop.create_future()
+
+        def listen(event: Event) -> None:
+            # The loop is woken once: each time costs both threads a turn.
+            if isinstance(event, Finished):
+                found[event.part] = event.result
+            else:
+                loop.call_soon_threadsafe(end.set_result, event)
+
+        with self._job(work, timeout, listen):
             gone = asyncio.create_task(_left(request))
             try:
-                while True:
-                    event = await _before(events.get(), gone)
-                    if isinstance(event, Finished):
-                        found[event.part] = work.read(event.part, event.result)
-                    elif isinstance(event, Failed):
-                        raise event.error
-                    elif isinstance(event, Done):
-                        break
+                await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 gone.cancel()
-        images = [image for part in sorted(found) for image in found[part]]
+            if not end.done():
+                raise ClientGoneError
+        event = end.result()
+        if not isinstance(event, Done):
+            assert isinstance(event, Failed)
+            raise event.error
+        images = [image for part in sorted(found) for image in work.read(part, found[part])]
         self._count(request, images, event)
         return images, event
 
     async def streamed(
         self, request: Request, work: Work, timeout: float | None, preview_every: int
     ) -> AsyncIterator[bytes]:
-        """Server-sent events: `preview`, `image`, `done`, `error`."""
-        images: list[Drawn] = []
-        async with self._job(work, timeout, preview_every=preview_every) as events:
+        """Server-sent events: `preview`, `image`, `done`, `error`.
+
+        The first is empty: it comes when the job is taken, before which it may be refused.
+        """
+        loop, events, images = asyncio.get_running_loop(), asyncio.Queue[Event](), list[Drawn]()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Previewed) and events.qsize() >= HELD_PREVIEWS:
+                return
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        with self._job(work, timeout, listen, preview_every):
+            yield b""
             while True:
                 event = await events.get()
                 if isinstance(event, Previewed):
@@ -133,45 +153,38 @@ class Service:
                     yield _sse("done", {"queue_s": event.queue_s, "run_s": event.run_s})
                     return
 
-    @asynccontextmanager
-    async def _job(
-        self, work: Work, timeout: float | None, *, preview_every: int
-    ) -> AsyncIterator[asyncio.Queue[Event]]:
-        """The events of a job, which is dropped when nobody listens any more."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def listen(event: Event) -> None:
-            if isinstance(event, Previewed) and events.qsize() >= HELD_PREVIEWS:
-                return
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
+    @contextmanager
+    def _job(
+        self,
+        work: Work,
+        timeout: float | None,
+        listen: Callable[[Event], None],
+        preview_every: int = 0,
+    ) -> Iterator[None]:
+        """A job that is underway, and dropped when nobody listens any more."""
         limit = self.limits.timeout if timeout is None else min(timeout, self.limits.timeout)
         job = Job(work.parts, work.cost, listen, limit, preview_every)
-        try:
+        with self._counted():
             self.scheduler.submit(job)
+        try:
+            yield
+        finally:
+            job.cancel()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Refusals are."""
+        try:
+            yield
         except QueueFullError:
             self.metrics.rejected.labels("queue").inc()
             raise
-        try:
-            yield events
-        finally:
-            job.cancel()
 
     def _count(self, request: Request, images: list[Drawn], done: Done) -> None:
         self.metrics.queue_wait.observe(done.queue_s)
         for image in images:
             self.metrics.images.labels(image.leaf).inc()
         record(request.headers, request.url.path, done)
-
-
-async def _before(wanted: Any, gone: asyncio.Task[None]) -> Any:
-    """What is wanted, unless the client goes first."""
-    waiting = asyncio.ensure_future(wanted)
-    await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-    if waiting.done():
-        return waiting.result()
-    waiting.cancel()
-    raise ClientGoneError
 
 
 async def _left(request: Request) -> None:

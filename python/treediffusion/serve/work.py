@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ from .schemas import (
     ReconstructRequest,
     SheetRequest,
 )
+
+PLANS = 64
+"""Of an engine, that are kept: making one takes as long as the rest of reading a request."""
+_plans: WeakKeyDictionary[Engine, dict[str, Plan]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -212,13 +217,24 @@ def _plan(engine: Engine, request: Drawing, limits: Limits) -> Plan:
         "eta": request.eta,
         "guidance_scale": scale,
     }
-    plan = engine.plan(**options)
+    plan = _kept_plan(engine, options)
     if len(plan.table.timestep) > 2 * limits.max_steps:
         raise ConfigError(
             "num_inference_steps",
             got=request.num_inference_steps,
             expected=f"at most {limits.max_steps}",
         )
+    return plan
+
+
+def _kept_plan(engine: Engine, options: SamplingOptions) -> Plan:
+    kept, name = _plans.setdefault(engine, {}), repr(options)
+    plan = kept.get(name)
+    if plan is None:
+        plan = engine.plan(**options)
+        if len(kept) >= PLANS:
+            kept.clear()
+        kept[name] = plan
     return plan
 
 
