@@ -90,6 +90,8 @@ class Generate:
         """Generates and saves."""
         if self.workers is not None and not self.ray:
             raise ConfigError("--workers", got=self.workers, expected="it together with --ray")
+        if self.per_leaf is not None and self.per_leaf < 1:
+            raise ConfigError("--per-leaf", got=self.per_leaf, expected="at least 1")
         return self._sheet() if self.per_leaf is None and not self.ray else self._set()
 
     def _sheet(self) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # the GNU C library's names, in malloc.h
-LARGEST_KEPT = 32 << 20  # the most that it allows
+LARGEST_KEPT = 32 << 20  # the most that all its versions allow
 ALL = 2**31 - 1
 
 

@@ -197,7 +197,7 @@ def test_the_command_draws_so_many_of_each_leaf(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--per-leaf", "0"], "count"),
+        (["--per-leaf", "0"], "--per-leaf: got 0, expected at least 1"),
         (["--per-leaf", "1", "--leaf", "r0"], "--leaf"),
         (["--per-leaf", "1", "--node", "r0101"], "r0101"),
         (["--per-leaf", "1", "--backend", "abacus"], "abacus"),
