@@ -3,12 +3,15 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-call"
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..variants import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMNS = 512
 
@@ -18,8 +21,7 @@ def forward(time: Tensor, cond: Tensor, y: Tensor) -> None:
     batch, width = cond.shape
     grid = (batch, triton.cdiv(width, COLUMNS))
     steps = (_row_step(time), cond.stride(0), y.stride(0))
-    with torch.cuda.device_of(cond):
-        _forward[grid](time, cond, y, width, *steps, COLUMNS=COLUMNS, enable_fp_fusion=True)
+    _forward[grid](time, cond, y, width, *steps, COLUMNS=COLUMNS, enable_fp_fusion=True)
 
 
 def backward(grad: Tensor, time: Tensor, cond: Tensor, of_sum: Tensor) -> None:
@@ -27,10 +29,7 @@ def backward(grad: Tensor, time: Tensor, cond: Tensor, of_sum: Tensor) -> None:
     batch, width = cond.shape
     grid = (batch, triton.cdiv(width, COLUMNS))
     steps = (grad.stride(0), _row_step(time), cond.stride(0), of_sum.stride(0))
-    with torch.cuda.device_of(cond):
-        _backward[grid](
-            grad, time, cond, of_sum, width, *steps, COLUMNS=COLUMNS, enable_fp_fusion=True
-        )
+    _backward[grid](grad, time, cond, of_sum, width, *steps, COLUMNS=COLUMNS, enable_fp_fusion=True)
 
 
 def _row_step(time: Tensor) -> int:

@@ -42,7 +42,8 @@ def _forward(time: Tensor, cond: Tensor) -> Tensor:
     from .kernel import forward
 
     y: Tensor = _like_forward(time, cond)
-    forward(_rows(time), _rows(cond), y)
+    with torch.cuda.device_of(cond):  # type: ignore[no-untyped-call]
+        forward(_rows(time), _rows(cond), y)
     return y
 
 
@@ -51,7 +52,8 @@ def _backward(grad: Tensor, time: Tensor, cond: Tensor) -> Tensor:
     from .kernel import backward
 
     of_sum: Tensor = _like_backward(grad, time, cond)
-    backward(_rows(grad), _rows(time), _rows(cond), of_sum)
+    with torch.cuda.device_of(cond):  # type: ignore[no-untyped-call]
+        backward(_rows(grad), _rows(time), _rows(cond), of_sum)
     return of_sum
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..variants import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 1024
 
@@ -30,23 +32,22 @@ def update(
 ) -> None:
     """Writes y, from x, output and noise with their elements in the same order and without gaps."""
     low, high = clip_range or (0.0, 0.0)
-    with torch.cuda.device_of(x):
-        _update[(triton.cdiv(x.numel(), BLOCK),)](
-            x,
-            output,
-            row,
-            row if step is None else step,
-            x if noise is None else noise,
-            float(low),
-            float(high),
-            x.numel(),
-            y,
-            STEP=step is not None,
-            CLIP=clip_range is not None,
-            NOISE=noise is not None,
-            BLOCK=BLOCK,
-            enable_fp_fusion=False,
-        )
+    _update[(triton.cdiv(x.numel(), BLOCK),)](
+        x,
+        output,
+        row,
+        row if step is None else step,
+        x if noise is None else noise,
+        float(low),
+        float(high),
+        x.numel(),
+        y,
+        STEP=step is not None,
+        CLIP=clip_range is not None,
+        NOISE=noise is not None,
+        BLOCK=BLOCK,
+        enable_fp_fusion=False,
+    )
 
 
 @triton.jit

@@ -74,7 +74,9 @@ def _update(
 
     y = torch.empty_like(x)
     drawn = None if noise is None else _laid_out(noise, y)
-    update(_laid_out(x, y), _laid_out(output, y), row.contiguous(), step, clip_range, drawn, y)
+    read = (_laid_out(x, y), _laid_out(output, y), row.contiguous())
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        update(*read, step, clip_range, drawn, y)
     return y
 
 

@@ -73,7 +73,8 @@ def _forward(infer: Tensor, prior: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
 
     z, kl = _empty(infer, noise)
     inputs, constants = _arguments(infer, prior, noise)
-    kernel.forward[(kl.numel(),)](*inputs, z, kl, **constants)
+    with torch.cuda.device_of(infer):  # type: ignore[no-untyped-call]
+        kernel.forward[(kl.numel(),)](*inputs, z, kl, **constants)
     return z, kl
 
 
@@ -90,9 +91,10 @@ def _backward(
 
     of_infer, of_prior = _like(infer), _like(prior)
     inputs, constants = _arguments(infer, prior, noise)
-    kernel.backward[(of_kl.numel(),)](
-        of_z.contiguous(), of_kl.contiguous(), *inputs, of_infer, of_prior, **constants
-    )
+    with torch.cuda.device_of(infer):  # type: ignore[no-untyped-call]
+        kernel.backward[(of_kl.numel(),)](
+            of_z.contiguous(), of_kl.contiguous(), *inputs, of_infer, of_prior, **constants
+        )
     return of_infer, of_prior
 
 

@@ -6,12 +6,15 @@ Absent slots are not read. Each result is written by one program: nothing is ato
 # mypy: disable-error-code="untyped-decorator,no-untyped-call"
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..variants import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMNS = 128
 
@@ -21,8 +24,7 @@ def forward(h: Tensor, nodes: Tensor, y: Tensor) -> None:
     batch, slots, width = h.shape
     grid = (batch, triton.cdiv(width, COLUMNS))
     constants = {"SLOTS": triton.next_power_of_2(max(slots, 1)), "COLUMNS": COLUMNS}
-    with torch.cuda.device_of(h):
-        _forward[grid](h, nodes, y, slots, width, **constants, enable_fp_fusion=True)
+    _forward[grid](h, nodes, y, slots, width, **constants, enable_fp_fusion=True)
 
 
 def backward(grad: Tensor, h: Tensor, nodes: Tensor, of_h: Tensor) -> None:
@@ -30,8 +32,7 @@ def backward(grad: Tensor, h: Tensor, nodes: Tensor, of_h: Tensor) -> None:
     batch, slots, width = h.shape
     grid = (batch, triton.cdiv(width, COLUMNS))
     constants = {"SLOTS": triton.next_power_of_2(max(slots, 1)), "COLUMNS": COLUMNS}
-    with torch.cuda.device_of(h):
-        _backward[grid](grad, h, nodes, of_h, slots, width, **constants, enable_fp_fusion=True)
+    _backward[grid](grad, h, nodes, of_h, slots, width, **constants, enable_fp_fusion=True)
 
 
 @triton.jit

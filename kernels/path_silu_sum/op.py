@@ -45,7 +45,8 @@ def _forward(h: Tensor, nodes: Tensor) -> Tensor:
     from .kernel import forward
 
     y: Tensor = _like_forward(h, nodes)
-    forward(h.contiguous(), nodes.contiguous(), y)
+    with torch.cuda.device_of(h):  # type: ignore[no-untyped-call]
+        forward(h.contiguous(), nodes.contiguous(), y)
     return y
 
 
@@ -54,7 +55,8 @@ def _backward(grad: Tensor, h: Tensor, nodes: Tensor) -> Tensor:
     from .kernel import backward
 
     of_h: Tensor = _like_backward(grad, h, nodes)
-    backward(grad.contiguous(), h.contiguous(), nodes.contiguous(), of_h)
+    with torch.cuda.device_of(h):  # type: ignore[no-untyped-call]
+        backward(grad.contiguous(), h.contiguous(), nodes.contiguous(), of_h)
     return of_h
 
 

@@ -7,35 +7,37 @@ square root is the one that is rounded correctly.
 # mypy: disable-error-code="untyped-decorator,no-untyped-call"
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ... import noise
+from ... import noise_series
 from ..variants import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCKS = 128
 
 # Device code reads no other globals than these.
-LOG_SHIFT = tl.constexpr(noise.LOG_SHIFT)
-SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
-LN2_HIGH = tl.constexpr(noise.LN2_HIGH)
-LN2_LOW = tl.constexpr(noise.LN2_LOW)
-ANGLE_STEP = tl.constexpr(noise.ANGLE_STEP)
-LOG_COEFS = tl.constexpr(noise.LOG_COEFS)
-SIN_COEFS = tl.constexpr(noise.SIN_COEFS)
-COS_COEFS = tl.constexpr(noise.COS_COEFS)
+LOG_SHIFT = tl.constexpr(noise_series.LOG_SHIFT)
+SQRT_HALF_BITS = tl.constexpr(noise_series.SQRT_HALF_BITS)
+LN2_HIGH = tl.constexpr(noise_series.LN2_HIGH)
+LN2_LOW = tl.constexpr(noise_series.LN2_LOW)
+ANGLE_STEP = tl.constexpr(noise_series.ANGLE_STEP)
+LOG_COEFS = tl.constexpr(noise_series.LOG_COEFS)
+SIN_COEFS = tl.constexpr(noise_series.SIN_COEFS)
+COS_COEFS = tl.constexpr(noise_series.COS_COEFS)
 UNIT = tl.constexpr(2.0**-24)
 
 
 def fill(state: Tensor, y: Tensor) -> None:
     """Writes y [B, count] float32 from state [B, 5] int64, both contiguous."""
     batch, count = y.shape
-    with torch.cuda.device_of(y):
-        _fill[(batch * triton.cdiv(count, 8 * BLOCKS),)](
-            state, count, y, BLOCKS=BLOCKS, enable_fp_fusion=False
-        )
+    _fill[(batch * triton.cdiv(count, 8 * BLOCKS),)](
+        state, count, y, BLOCKS=BLOCKS, enable_fp_fusion=False
+    )
 
 
 @triton.jit

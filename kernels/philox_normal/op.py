@@ -112,7 +112,8 @@ def _normals(state: Tensor, count: int) -> Tensor:
     from .kernel import fill
 
     y: Tensor = _like_normals(state, count)
-    fill(state.contiguous(), y)
+    with torch.cuda.device_of(y):  # type: ignore[no-untyped-call]
+        fill(state.contiguous(), y)
     return y
 
 

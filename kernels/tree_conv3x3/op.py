@@ -108,16 +108,17 @@ def _tree_conv3x3(
     x = with_plain_pixels(x)
     (channels, side), out_channels = x.shape[1:3], weight.shape[3]
     sizes = kernel.blocks(maps, side * side, channels, out_channels)
-    kernel.forward[(len(tile_node), -(-out_channels // sizes["BLOCK_D"]))](
-        x, weight.contiguous(), bias.contiguous(),
-        slot_in, slot_out, tile_node, tile_begin, tile_count,
-        x.stride(0), x.stride(1), x.stride(3),
-        y,
-        SIDE=side, C=channels, D=out_channels, **sizes,
-        ACTIVATION=kernel.ACTIVATIONS[activation], LEAK=LEAK,
-        PRECISION=precision(), UPCAST=interprets(),
-        num_warps=4, num_stages=3, enable_fp_fusion=True,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernel.forward[(len(tile_node), -(-out_channels // sizes["BLOCK_D"]))](
+            x, weight.contiguous(), bias.contiguous(),
+            slot_in, slot_out, tile_node, tile_begin, tile_count,
+            x.stride(0), x.stride(1), x.stride(3),
+            y,
+            SIDE=side, C=channels, D=out_channels, **sizes,
+            ACTIVATION=kernel.ACTIVATIONS[activation], LEAK=LEAK,
+            PRECISION=precision(), UPCAST=interprets(),
+            num_warps=4, num_stages=3, enable_fp_fusion=True,
+        )  # fmt: skip
     return y
 
 

@@ -99,16 +99,17 @@ def _tree_node_gen(
     y = _zeros(z, noise)
     z, noise = with_plain_pixels(z), with_plain_pixels(noise)
     side, (latent_channels, channels) = z.shape[2], weights[2].shape[2:]
-    kernel.forward[(len(tables[2]),)](
-        z, *(weight.contiguous() for weight in weights), noise, *tables,
-        *(x.stride(axis) for x in (z, noise) for axis in (0, 1, 3)),
-        y,
-        SIDE=side, Z=latent_channels, C=channels,
-        **kernel.blocks(maps, side * side, latent_channels, channels),
-        ACTIVATION=kernel.ACTIVATIONS[activation], LEAK=LEAK, EPS=EPS,
-        PRECISION=precision(), UPCAST=interprets(),
-        num_warps=kernel.WARPS, num_stages=kernel.STAGES, enable_fp_fusion=True,
-    )  # fmt: skip
+    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
+        kernel.forward[(len(tables[2]),)](
+            z, *(weight.contiguous() for weight in weights), noise, *tables,
+            *(x.stride(axis) for x in (z, noise) for axis in (0, 1, 3)),
+            y,
+            SIDE=side, Z=latent_channels, C=channels,
+            **kernel.blocks(maps, side * side, latent_channels, channels),
+            ACTIVATION=kernel.ACTIVATIONS[activation], LEAK=LEAK, EPS=EPS,
+            PRECISION=precision(), UPCAST=interprets(),
+            num_warps=kernel.WARPS, num_stages=kernel.STAGES, enable_fp_fusion=True,
+        )  # fmt: skip
     return y
 
 

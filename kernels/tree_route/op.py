@@ -120,13 +120,14 @@ def _backward(of_log_prob: Tensor, logit: Tensor, left: Tensor, right: Tensor) -
         return of_logit
     logit, block = _rows_apart(logit), kernel.columns(routers)
     grid = (-(-batch // kernel.IMAGES), -(-routers // block))
-    kernel.backward[grid](
-        of_log_prob.contiguous(), logit, left.contiguous(), right.contiguous(),
-        batch, rows, routers, logit.stride(0),
-        of_logit,
-        ROWS=1 << (rows - 1).bit_length(), BLOCK_B=kernel.IMAGES, BLOCK_I=block,
-        DOUBLE=logit.dtype == torch.float64, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+    with torch.cuda.device_of(logit):  # type: ignore[no-untyped-call]
+        kernel.backward[grid](
+            of_log_prob.contiguous(), logit, left.contiguous(), right.contiguous(),
+            batch, rows, routers, logit.stride(0),
+            of_logit,
+            ROWS=1 << (rows - 1).bit_length(), BLOCK_B=kernel.IMAGES, BLOCK_I=block,
+            DOUBLE=logit.dtype == torch.float64, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
     return of_logit
 
 
@@ -175,11 +176,12 @@ def _launch(
     uniform = logit if uniform is None else _rows_apart(uniform)
     batch, rows = log_prob.shape
     block = kernel.columns(rows)
-    kernel.forward[(-(-batch // kernel.IMAGES), -(-rows // block))](
-        logit, uniform, nodes,
-        batch, rows, logit.stride(0), uniform.stride(0), start,
-        log_prob, log_prob if leaf is None else leaf,
-        DEPTH=nodes.shape[1] - WAY, BLOCK_B=kernel.IMAGES, BLOCK_N=block,
-        SAMPLES=leaf is not None, DOUBLE=logit.dtype == torch.float64,
-        num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+    with torch.cuda.device_of(logit):  # type: ignore[no-untyped-call]
+        kernel.forward[(-(-batch // kernel.IMAGES), -(-rows // block))](
+            logit, uniform, nodes,
+            batch, rows, logit.stride(0), uniform.stride(0), start,
+            log_prob, log_prob if leaf is None else leaf,
+            DEPTH=nodes.shape[1] - WAY, BLOCK_B=kernel.IMAGES, BLOCK_N=block,
+            SAMPLES=leaf is not None, DOUBLE=logit.dtype == torch.float64,
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip

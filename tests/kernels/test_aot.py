@@ -174,6 +174,28 @@ def test_table_asks_for_a_record_then_holds_kernels_against_it(tmp_path: Path) -
 
 
 @needs_triton
+def test_kernels_load_where_only_triton_is_installed() -> None:
+    """So CMake builds them in an environment that has neither PyTorch nor NumPy."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "numpy", "pydantic", "rich")))
+import standalone
+from pathlib import Path
+standalone.load_bare(Path(sys.argv[1]))
+from treediffusion.kernels.aot.compile import find_variants
+print(len({variant.name.partition("_")[0] for variant in find_variants()}))
+"""
+    aot = ROOT / "kernels" / "aot"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "kernels")],
+        cwd=aot, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 5
+
+
+@needs_triton
 def test_one_of_each_kernel_is_as_recorded() -> None:
     """On sm_80 and sm_90; `table` without --quick compares all, which takes many minutes."""
     ended = run(ROOT, "table", "--quick", "--arch", "80", "90")

@@ -39,8 +39,8 @@ ROOMS: dict[str, set[str]] = {
     "scale": {"runtime", "serve"},
 }
 LIGHT_FOR_RUNTIME = {
-    "", "bundle", "errors", "files", "noise", "optional", "progress", "schedule", "signals",
-    "solvers", "spacing", "topology",
+    "", "bundle", "errors", "files", "noise", "noise_series", "optional", "progress", "schedule",
+    "signals", "solvers", "spacing", "topology",
 }  # fmt: skip
 FOR_ALL = {"solvers"}  # a package, but as light as topology and schedule: NumPy and errors alone
 TOP = {
@@ -60,7 +60,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "baselines": TORCH | {"scipy", "sklearn"},
     "evaluate": TORCH | {"matplotlib", "scipy", "sklearn"},
     "hub": TORCH,  # huggingface_hub comes through `require`
-    "export": TORCH | {"onnx", "onnxscript"},
+    "export": TORCH | {"joblib", "onnx", "onnxscript"},
     "runtime": {"numpy"},
     "explore": {"numpy", "PIL"},
     "solvers": {"numpy"},
