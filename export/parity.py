@@ -12,7 +12,8 @@ differ from float32's by the share of it that `ROUNDING_LIMITS` allows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,16 +83,29 @@ def check(
         for role, graph in graphs.items()
     }
     feeds = {role: _feeds(graph, bundle, plan.table) for role, graph in graphs.items()}
-    return {
-        "format": 2,
-        "reference": f"torch {torch.__version__.partition('+')[0]}, float32, CPU",
-        "seed": SEED,
-        "batches": list(BATCHES),
-        "graphs": {
-            file.name: _file(folder, file, graphs[file.role], feeds[file.role]) for file in files
-        },
-        "generation": _generate(model, bundle, plan),
-    }
+    with _one_thread():
+        return {
+            "format": 2,
+            "reference": f"torch {torch.__version__.partition('+')[0]}, float32, CPU",
+            "seed": SEED,
+            "batches": list(BATCHES),
+            "graphs": {
+                file.name: _file(folder, file, graphs[file.role], feeds[file.role])
+                for file in files
+            },
+            "generation": _generate(model, bundle, plan),
+        }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch rounds by how many threads it has, which the bytes of a bundle must not tell."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _plan(bundle: Bundle) -> Plan:
