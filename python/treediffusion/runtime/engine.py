@@ -7,7 +7,6 @@ no threads of its own. A call holds `batch_size` images at once, whatever it is 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -351,12 +350,16 @@ class Engine:
 
         Cancelling it, or leaving the loop that reads it, ends the call at its next evaluation.
         """
+        import asyncio  # here and below: it is an eighth of importing the runtime
+
         events = self.stream(num_images, **arguments)
         while (event := await asyncio.to_thread(next, events, None)) is not None:
             yield event
 
     async def agenerate(self, num_images: int = 1, **arguments: Any) -> Generation:
         """`generate` for an event loop, in a thread; cancelling it ends the call, too."""
+        import asyncio
+
         cancel = arguments.setdefault("cancel", threading.Event())
         try:
             return await asyncio.to_thread(self.generate, num_images, **arguments)

@@ -7,12 +7,19 @@ for, and what fills the empty places changes no row. On a CPU it would be a wast
 have several sizes, and `together` makes sure that an image has the same bits in all of them.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .choose import BACKENDS, BackendOptions, open_any, open_backend
-from .engine_cache import EngineCache
 from .onnx_runtime import OnnxRuntimeBackend
-from .open_vino import OpenVinoBackend
 from .protocol import Array, Backend
-from .trt_backend import TensorRtBackend
+
+if TYPE_CHECKING:
+    from .engine_cache import EngineCache
+    from .open_vino import OpenVinoBackend
+    from .trt_backend import TensorRtBackend
 
 __all__ = [
     "BACKENDS",
@@ -26,3 +33,15 @@ __all__ = [
     "open_any",
     "open_backend",
 ]
+
+_LATER = {
+    "EngineCache": "engine_cache",
+    "OpenVinoBackend": "open_vino",
+    "TensorRtBackend": "trt_backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,17 +1,20 @@
-"""From a back end's name and the options of a call to one that runs."""
+"""From a back end's name and the options of a call to one that runs.
+
+Only ONNX Runtime's module is loaded beforehand: a process that needs no other starts sooner.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ...bundle import Bundle, GraphSet
 from ...errors import BackendUnavailableError, ConfigError, DependencyError
-from .engine_cache import EngineCache
 from .onnx_runtime import CUDA, OnnxRuntimeBackend
-from .open_vino import OpenVinoBackend
 from .protocol import Backend, choose_bucket
-from .trt_backend import TensorRtBackend
+
+if TYPE_CHECKING:
+    from .engine_cache import EngineCache
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx")
 FASTEST_FIRST = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino")
@@ -102,12 +105,16 @@ def _cuda(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
 
 
 def _openvino(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
+    from .open_vino import OpenVinoBackend
+
     precision = options.get("precision") or "fp32"
     return OpenVinoBackend(bundle.graphs, threads=options.get("threads"), precision=precision)
 
 
 def _tensorrt(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
     graphs = _graphs(name, bundle, name, options)
+    from .trt_backend import TensorRtBackend
+
     return TensorRtBackend(
         graphs.graphs,
         library=name,
