@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data.preflight import Report
 
 EXIT_FAILURE = 1
-SHOWN = 8
+SHOWN, CLASSES_SHOWN = 8, 20
 
 
 @dataclass
@@ -72,17 +72,23 @@ def _summary(report: Report, recipe: Recipe | None) -> Table:
     if recipe is not None:
         for name in ("title", "page", "citation", "terms"):
             table.add_row(name, getattr(recipe, name))
+    vectors = set(report.sizes) == {(1, 1)}
+    sizes = {f"{w}x{h}": n for (w, h), n in report.sizes.items()}
     copies = sum(len(names) - 1 for names in report.duplicates)
     table.add_row("images", f"{report.count:,}")
-    table.add_row("sizes", _counts({f"{w}x{h}": n for (w, h), n in report.sizes.items()}))
+    table.add_row("sizes", "vectors" if vectors else _counts(sizes))
     table.add_row("modes", _counts(report.modes))
     if report.classes is None:
         table.add_row("classes", "none known; they would serve evaluation alone")
     else:
-        table.add_row("classes", f"{len(report.classes)}: {_counts(report.classes)}")
+        table.add_row("classes", f"{len(report.classes)}: {_counts(report.classes, CLASSES_SHOWN)}")
     table.add_row("unusable", str(len(report.refused)))
     table.add_row("duplicates", f"{copies:,} in {len(report.duplicates):,} groups")
     trained = "not yet square alike" if report.side is None else f"{report.side}x{report.side}"
+    if vectors:
+        trained = "vectors, which a tree learns and no denoiser"
+    if not report.count:
+        trained = "nothing, as long as no image can be used"
     table.add_row("trained at", trained)
     return table
 
@@ -101,9 +107,9 @@ def _recipes(recipes: Mapping[str, Recipe]) -> Table:
     return table
 
 
-def _counts(numbers: Mapping[str, int]) -> str:
-    shown = [f"{name} ({number:,})" for name, number in list(numbers.items())[:SHOWN]]
-    more = len(numbers) - SHOWN
+def _counts(numbers: Mapping[str, int], most: int = SHOWN) -> str:
+    shown = [f"{name} ({number:,})" for name, number in list(numbers.items())[:most]]
+    more = len(numbers) - most
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 

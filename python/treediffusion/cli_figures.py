@@ -25,12 +25,13 @@ class Figures:
     attributes: Path | None = None
     """An .npz with `attributes`, a row of 0 and 1 for each image, and `attribute_names`."""
     words: Path | None = None
-    """For texts: the word of each number of a vector, one a line."""
+    """For vectors of texts: the word of each number, one a line; 20 Newsgroups' are known."""
     seed: int = 0
     """Of everything generated."""
 
     def run(self) -> int:
         """Draws, and lists the files."""
+        from .evaluate.card import write_card
         from .evaluate.figures.of_run import Wanted, draw_run
 
         out = self.out or self.run_folder / "figures"
@@ -38,6 +39,8 @@ class Figures:
             self.run_folder, self.data, self.split, self.attributes, self.words, self.seed
         )
         drawn = draw_run(wanted, out)
+        if out == self.run_folder / "figures":
+            write_card(self.run_folder)  # which shows them
         for name, files in drawn.files.items():
             print(f"{name:18} {', '.join(str(file) for file in files)}")
         for name, reason in drawn.left_out.items():

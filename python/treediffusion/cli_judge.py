@@ -15,6 +15,7 @@ from .cli_draw import AsFlags, Drawing
 
 if TYPE_CHECKING:
     from .data import ImageSet
+    from .evaluate.fid_inception import Inception
     from .runtime import Engine
 
 EXIT_CHECK = 3
@@ -35,6 +36,10 @@ class Evaluate:
     """Images to draw, and to compare with as many."""
     epochs: int = 10
     """Of the classifier."""
+    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    """Of the classifier: with a stem for small images, or with the published layers and stem."""
+    train_classifier: bool = True
+    """Train it where the folder has none; told not to, the folder has to have it."""
     seed: int = 0
     """Of the images and of the classifier."""
     protocol: Literal["paper", "standard"] | None = None
@@ -51,15 +56,20 @@ class Evaluate:
         from .evaluate.judge import judge
         from .runtime import Engine
 
+        if not self.train_classifier:
+            self._require_classifier()
+        # Before minutes of judging: its weights may not be at hand.
+        extractor = None if self.protocol is None else self._inception()
         with Engine.load(self.bundle) as engine:
             settings = engine.manifest["config"]
             parts = [load_like(settings, self.data, split=split) for split in ("train", "test")]
             found = judge(
                 engine, parts[0], parts[1], self.out, num_images=self.num_images,
-                seed=self.seed, epochs=self.epochs, sampling=self.drawing.options,
+                seed=self.seed, epochs=self.epochs, architecture=self.architecture,
+                sampling=self.drawing.options,
             ).scores  # fmt: skip
-            if self.protocol is not None:
-                self._measure(engine, parts)
+            if extractor is not None:
+                self._measure(engine, parts, extractor)
         if (self.out / "config.json").is_file():
             write_card(self.out)
         distance, leaves = found["frechet_in_classifier_features"], found["leaves"]
@@ -69,22 +79,41 @@ class Evaluate:
             "the same of as many test images": distance["as_many_test_images"],
             "mean entropy of a leaf, nats": leaves["mean_entropy"],
             "entropy of all leaves together": leaves["pooled_entropy"],
+            "diversity in a leaf (real images: 1)": leaves["mean_diversity"],
             "images that return to their leaf": leaves["mean_agreement"],
         }
         for name, value in rows.items():
-            print(f"{name:40} {value:.3f}")
+            print(f"{name:40} " + ("unknown" if value is None else f"{value:.3f}"))
+        if leaves["collapsed"]:
+            names = ", ".join(found["leaf_names"][leaf] for leaf in leaves["collapsed"])
+            print(f"leaves that draw hardly more than one image: {names}")
         print(f"quality.json and classes.png in {self.out}")
         return 0
 
-    def _measure(self, engine: Engine, parts: list[ImageSet]) -> None:
+    def _require_classifier(self) -> None:
+        from .errors import CheckpointError
+        from .evaluate.judge import CLASSIFIER
+
+        if not (self.out / CLASSIFIER).is_file():
+            raise CheckpointError(
+                str(self.out / CLASSIFIER), got="no such file",
+                expected="a classifier that is trained",
+                hint="leave --no-train-classifier out, or name its folder with --out",
+            )  # fmt: skip
+
+    def _inception(self) -> Inception:
+        from .evaluate.fid_inception import Inception
+
+        return Inception(self.inception)
+
+    def _measure(self, engine: Engine, parts: list[ImageSet], extractor: Inception) -> None:
         """Prints FID and its kin, under their keys."""
         from .evaluate.fid import PROTOCOLS, measure_bundle
-        from .evaluate.fid_inception import Inception
 
         assert self.protocol is not None
         protocol = PROTOCOLS[self.protocol]
         found = measure_bundle(
-            engine, parts[protocol.split == "test"], Inception(self.inception), self.out,
+            engine, parts[protocol.split == "test"], extractor, self.out,
             images=protocol.images, split=protocol.split, seed=self.seed,
             sampling=self.drawing.options,
         )  # fmt: skip
@@ -123,6 +152,10 @@ class Baseline:
     """Drawn and compared, by ddim."""
     samples: int = 100
     """Of each image's likelihood, by vae and ladder_vae."""
+    image_size: int | None = None
+    """The side to scale images to; as they are, or as the data set says, if left out."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be used, and say so."""
     max_minutes: float | None = None
     """Stop after so many minutes, with exit code 0; the same command continues."""
 
@@ -133,6 +166,7 @@ class Baseline:
         print(baseline(
             self.name, self.dataset, preset=self.preset, seeds=self.seeds, out=self.out,
             leaves=self.leaves, images=self.images, samples=self.samples, minutes=self.max_minutes,
+            image_size=self.image_size, skip_corrupt=self.skip_corrupt,
         ))  # fmt: skip
         return 0
 
@@ -168,6 +202,10 @@ class Reproduce:
     """Of each image's likelihood."""
     leaves: int | None = None
     """At which purity is measured; the published number if left out."""
+    image_size: int | None = None
+    """The side to scale images to; as they are, or as the data set says, if left out."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be used, and say so."""
     max_minutes: float | None = None
     """Stop after so many minutes; the same command continues."""
 
@@ -178,7 +216,8 @@ class Reproduce:
         outcome = reproduce(Order(
             self.table, self.dataset, data=self.data, preset=self.preset, seeds=self.seeds,
             out=self.out, methods=self.methods, minutes=self.max_minutes, images=self.images,
-            samples=self.samples, leaves=self.leaves,
+            samples=self.samples, leaves=self.leaves, image_size=self.image_size,
+            skip_corrupt=self.skip_corrupt,
         ))  # fmt: skip
         print((outcome.folder / "result.md").read_text("utf-8"))
         print(f"result.md and result.json in {outcome.folder}")

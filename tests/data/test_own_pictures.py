@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,43 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def deep_png(pixels: NDArray[np.uint16]) -> bytes:
+    """[H, W, C] in 16 bits, which Pillow does not write."""
+    height, width, channels = pixels.shape
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def deep_tiff(pixels: NDArray[np.uint16]) -> bytes:
+    """[H, W, 3] in 16 bits: header, one directory, three bit depths, one strip."""
+    height, width, channels = pixels.shape
+    content, count = pixels.astype("<u2").tobytes(), 9
+    depths = 8 + 2 + 12 * count + 4
+    short, long = 3, 4
+    entries = (
+        (256, short, 1, width), (257, short, 1, height), (258, short, channels, depths),
+        (259, short, 1, 1), (262, short, 1, 2), (273, long, 1, depths + 2 * channels),
+        (277, short, 1, channels), (278, short, 1, height), (279, long, 1, len(content)),
+    )  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return (
+        b"II*\0" + struct.pack("<IH", 8, count) + directory + struct.pack("<I", 0)
+        + struct.pack(f"<{channels}H", *[16] * channels) + content
+    )  # fmt: skip
 
 
 def write_zip(file: Path, names: list[str], **more: bytes) -> Path:
@@ -153,6 +192,29 @@ def test_more_than_8_bits_are_refused(tmp_path: Path, kind: str) -> None:
     error = fault(tmp_path)
     assert error.name == str(file)
     assert error.expected == "8 bits"
+
+
+@pytest.mark.parametrize("kind", ["LA png", "RGB png", "RGBA png", "RGB tiff"])
+def test_colours_of_more_than_8_bits_are_refused(tmp_path: Path, kind: str) -> None:
+    """Pillow itself reads them with a mode of 8 bits, and drops the lower half."""
+    mode, suffix = kind.split()
+    deep = RANDOM.integers(0, 2**16, (5, 4, len(mode)), dtype=np.uint16)
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(deep_png(deep) if suffix == "png" else deep_tiff(deep))
+    with Image.open(file) as opened:
+        assert opened.mode in ("RGB", "RGBA")
+    error = fault(tmp_path)
+    assert error.name == str(file)
+    assert error.expected == "8 bits"
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff", "gif", "jpg"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_pictures_of_8_bits_or_less_are_never_deep(tmp_path: Path, mode: str, suffix: str) -> None:
+    if (mode, suffix) == ("P", "jpg"):
+        pytest.skip("no such JPEG")
+    Image.fromarray(IMAGES[0]).convert(mode).save(tmp_path / f"a.{suffix}")
+    assert load(str(tmp_path)).images.shape[2:] == (5, 4)
 
 
 def test_printers_inks_are_refused(tmp_path: Path) -> None:

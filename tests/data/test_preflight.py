@@ -55,6 +55,17 @@ def test_warnings_are_about_what_training_would_meet(photos: Path) -> None:
     assert "--image-size" not in said
 
 
+def test_one_image_is_few_and_of_none_there_is_no_side(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", IMAGES[0])
+    report = inspect(str(tmp_path))
+    assert report.side == 20
+    assert report.warnings[0].startswith("1 image is few")
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    report = inspect(str(tmp_path))
+    assert (report.count, report.side, len(report.refused)) == (0, None, 1)
+    assert report.warnings[0].startswith("no images are few")
+
+
 def test_large_square_sets_are_not_warned_of(tmp_path: Path) -> None:
     labels = np.arange(1000) % 10
     images = np.random.default_rng(1).integers(0, 256, (1000, 8, 8), dtype=np.uint8)

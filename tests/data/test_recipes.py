@@ -53,7 +53,7 @@ def test_every_set_is_known_by_name_and_described() -> None:
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert all((recipe.title, recipe.page, recipe.citation, recipe.terms, recipe.by_hand))
-        assert all(len(md5) == 32 for md5 in recipe.files.values())
+        assert all(len(one) in (32, 64) for one in recipe.files.values())
         names = recipe.class_names or ()
         assert len(set(names)) == len(names)
     classes = {name: len(recipe.class_names or ()) for name, recipe in RECIPES.items()}
@@ -298,6 +298,19 @@ def test_published_sums_are_compared(root: Path, monkeypatch: pytest.MonkeyPatch
     }
     of_counts(monkeypatch, "mnist", 5, 5, files=sums)
     assert len(load("mnist").images) == 5
+
+
+def test_of_texts_the_published_sum_is_a_sha256(tmp_path: Path) -> None:
+    """That of scikit-learn, which downloads the same archive."""
+    from sklearn.datasets import _twenty_newsgroups
+
+    recipe = RECIPES["newsgroups20"]
+    original = _twenty_newsgroups.ARCHIVE
+    assert recipe.files == {original.filename: original.checksum}
+    (tmp_path / original.filename).write_bytes(b"altered")
+    error = fault(f"newsgroups20:{tmp_path}")
+    assert error.name == str(tmp_path / original.filename)
+    assert str(error.got).startswith("the SHA256 sum ")
 
 
 def test_a_set_can_be_had_at_another_size() -> None:

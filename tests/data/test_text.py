@@ -15,7 +15,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import sklearn.datasets
-from treediffusion.data import RECIPES, load_images
+from treediffusion.data import RECIPES, cache, load_images
+from treediffusion.data.folders import packed_folder
+from treediffusion.data.sources import find_terms
 from treediffusion.data.text import TERMS, vectorize
 from treediffusion.errors import DataError
 
@@ -116,6 +118,32 @@ def test_one_set_from_folder_archives_and_scikit_learn(
         assert one.class_names == ("alt.atheism", "sci.space")
         assert one.labels is not None
         assert one.labels.tolist() == ([0, 1, 1] if split == "train" else [0, 1])
+
+
+def test_the_terms_are_those_of_the_numbers_wherever_the_texts_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sklearn.datasets, "fetch_20newsgroups", fetch)
+    folder = write_folder(tmp_path / "news")
+    sources = [folder, write_archive(tmp_path / "news.tar.xz"), "newsgroups20"]
+    for source in [*sources, f"newsgroups20:{folder}"]:
+        assert find_terms(source) == ("belief", "café", "from", "landing", "moon", "orbit", "the")
+    assert find_terms("digits") == ()
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
+    assert find_terms(str(tmp_path / "a.npy")) == ()
+
+
+def test_another_recipe_is_another_packed_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WORTHWHILE", 0)
+    groups = ("alt.atheism", "sci.space")
+    recipe = replace(RECIPES["newsgroups20"], counts=(3, 2), class_names=groups)
+    source = f"newsgroups20:{write_folder(tmp_path / 'news')}"
+    for number, channels in enumerate((TERMS, TERMS, TERMS + 1), start=1):
+        monkeypatch.setitem(RECIPES, "newsgroups20", replace(recipe, channels=channels))
+        load_images(source)
+        assert len(list(packed_folder().iterdir())) == (1 if number < 3 else 2)
 
 
 def test_letters_are_latin_1(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ def test_a_file_of_other_images_labels_or_settings_is_an_error_and_stays(tmp_pat
     ):
         with pytest.raises(CheckpointError, match=f"with the key {key}"):
             quick(changed[0], changed[1], path=path, **changed[2])
+    with pytest.raises(CheckpointError, match=r"epochs 2, expected .*, epochs 3, which is of"):
+        quick(images, labels, path=path, epochs=3)
     assert path.read_bytes() == content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -171,6 +172,55 @@ def test_bars_are_as_long_as_their_values_and_the_best_is_marked(better: Any, be
     assert marked == [best]
     assert "17.8 ± 0.4" in texts(figure)
     assert touching(figure) == outside(figure) == []
+
+
+@pytest.mark.parametrize("mark", [1, 2, 4, 8])
+def test_a_marked_number_of_clusters_says_what_it_is(mark: int) -> None:
+    k = np.arange(1, 9)
+    figure = figures.metrics_chart(k, {"ACC": k / 10}, title="t", mark=mark, mark_name="8 classes")
+    assert "8 classes" in texts(figure)
+    assert touching(figure) == outside(figure) == []
+
+
+LONG = ["Braille", "Glagolitic", "Old_Church_Slavonic_(Cyrillic)", "comp.sys.ibm.pc.hardware"]
+
+
+@pytest.mark.parametrize("names", [list("abcd"), LONG, LONG * 5], ids=["short", "long", "many"])
+def test_names_that_are_too_long_for_a_column_stand_slanted(names: list[str]) -> None:
+    """Slanted lines are further apart than they are high, and all of them lie on the page."""
+    figure = figures.class_table(np.ones((TREE.num_leaves, len(names)), int), names, TREE)
+    heads = [word for word in figure.axes[0].texts if word.get_text() in names]
+    assert len(heads) == len(names)
+    assert outside(figure) == []
+    if len(names[0]) == 1:
+        assert {word.get_rotation() for word in heads} == {0.0}
+        return
+    assert {word.get_rotation() for word in heads} == {45.0}
+    apart = np.diff([word.get_position()[0] for word in heads]) * math.sin(math.radians(45))
+    assert apart.min() > 30
+    cells = [area for area in patches(figure, "cell") if area.get_y() >= 0]
+    lowest = max(word.get_position()[1] for word in heads)
+    assert lowest < min(area.get_y() for area in cells)
+
+
+def test_of_very_many_classes_the_small_ones_share_a_column() -> None:
+    counts = np.ones((TREE.num_leaves, 100), int)
+    counts[:, 40] = 900
+    figure = figures.class_table(counts, [f"c{k}" for k in range(100)], TREE)
+    words = texts(figure)
+    assert {"c40", "other", "999"} <= set(words)
+    assert len(patches(figure, "cell")) == TREE.num_leaves * 24
+    assert touching(figure) == outside(figure) == []
+
+
+def test_a_long_title_is_written_smaller_and_stays_on_the_page() -> None:
+    rows = [("path", 17.8), ("none", 20.0)]
+    figures_ = [
+        figures.ablation_bars(rows, measure="FID", title=title) for title in ("short", "long " * 20)
+    ]
+    short, long = (figure.axes[0].texts[0].get_fontsize() for figure in figures_)
+    assert short > long
+    assert [outside(figure) for figure in figures_] == [[], []]
 
 
 def test_attribute_shares_are_means_over_a_leafs_images() -> None:

@@ -66,6 +66,12 @@ def test_without_a_bundle_the_tree_is_drawn_with_real_images_and_the_rest_says_w
     assert "the run is of images, not of texts" in said
 
 
+def test_the_card_shows_the_figures_of_the_runs_own_folder(run: Path) -> None:
+    (run / "tree.json").write_text(IRREGULAR.to_json(), "utf-8")
+    assert Figures(run).run() == 0
+    assert "![The tree](figures/tree.png)" in (run / "README.md").read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_with_a_bundle_a_judge_and_attributes_everything_but_words_is_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,20 @@ def test_statistics_come_back_from_their_file_and_not_for_other_images(tmp_path:
         image_statistics(judge("another"), pictures(), path=path)
 
 
+def test_statistics_of_another_resolution_are_refused_by_both_sizes(tmp_path: Path) -> None:
+    path, count = tmp_path / "reference.safetensors", 30
+    image_statistics(judge(), pictures(count), path=path)
+    network = ResNet("resnet18", width=2, channels=1, classes=2)
+    larger = Classifier(network, image_shape=(1, 16, 16), key="k")
+    images = pictures(count).repeat(2, axis=2).repeat(2, axis=3)
+    with pytest.raises(CheckpointError) as caught:
+        image_statistics(larger, images, path=path)
+    assert str(caught.value.got).endswith(", image shape [1, 8, 8]")
+    assert ", image shape [1, 16, 16], which is of these images" in caught.value.expected
+    assert "count" not in str(caught.value)
+    assert caught.value.hint.startswith("name another path")
+
+
 def test_a_damaged_file_of_statistics_is_refused(tmp_path: Path) -> None:
     path, classifier = tmp_path / "reference.safetensors", judge()
     image_statistics(classifier, pictures(), path=path)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.models import IRREGULAR, tiny_bundle
+from treediffusion.cli import main
 from treediffusion.data import ImageSet, load_images
 from treediffusion.errors import ConfigError, DataError, ShapeError
 from treediffusion.evaluate.figures import class_table
@@ -38,6 +39,9 @@ def test_a_model_is_judged_and_the_judge_is_kept(digits: ImageSet, tmp_path: Pat
         json.dumps(first)
     )
     assert first["test_images_were_trained_on"]
+    assert first["entropy"].startswith("natural logarithm; every generated image counts")
+    assert first["collapsed_below"] == 0.25
+    assert first["classifier"]["architecture"] == "resnet18"
     histogram = np.array(first["leaves"]["histogram"])
     assert histogram.shape == (IRREGULAR.num_leaves, 10)
     assert histogram.sum() == IMAGES
@@ -61,6 +65,39 @@ def test_labels_are_needed_and_must_be_the_same(digits: ImageSet, tmp_path: Path
             judge(engine, digits, digits, tmp_path, num_images=1)
         with pytest.raises(ShapeError, match="model draws"):
             judge(engine, replace(digits, images=digits.images[..., :4, :4]), digits, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_judges_with_either_network_and_keeps_to_one_that_is_there(
+    digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert digits.labels is not None
+    images, labels = digits.images[:64], digits.labels[:64]
+    np.savez(tmp_path / "few.npz", train_images=images, train_labels=labels, test_images=images,
+             test_labels=labels)  # fmt: skip
+    common = ["evaluate", "--bundle", str(tiny_bundle()), "--data", str(tmp_path / "few.npz")]
+    common += ["--epochs", "1", "--num-images", "20", "--num-inference-steps", "2"]
+    common += ["--out", str(tmp_path)]
+    assert main([*common, "--no-train-classifier"]) == 2
+    assert "leave --no-train-classifier out" in capsys.readouterr().err
+    assert main([*common, "--train-classifier", "--architecture", "resnet50"]) == 0
+    said = capsys.readouterr().out
+    assert "mean entropy of a leaf, nats" in said
+    assert "diversity in a leaf" in said
+    found = json.loads((tmp_path / "quality.json").read_text("utf-8"))
+    assert found["classifier"]["architecture"] == "resnet50"
+    assert main([*common, "--no-train-classifier", "--architecture", "resnet50"]) == 0
+    assert main(common) == 2
+    assert "remove the file to have it made again" in capsys.readouterr().err
+
+
+def test_without_weights_a_protocol_ends_before_anything_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--bundle", str(tiny_bundle()), "--data", "digits"]
+    command += ["--out", str(tmp_path), "--protocol", "paper"]
+    assert main([*command, "--inception", str(tmp_path / "absent.pth")]) == 2
+    assert "absent.pth: got no such file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

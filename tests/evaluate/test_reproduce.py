@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.small_stage import small_config
 from treediffusion.cli_judge import Reproduce
 from treediffusion.config import Config, parse_config, preset_names
@@ -216,7 +217,7 @@ def test_a_table_of_flat_methods(tmp_path: Path, pack: str) -> None:
     assert outcome.outside == []
     text = (outcome.folder / "result.md").read_text("utf-8")
     assert "| Ward, ours; no published value | 2 | 100.0 ± 0.0 |" in text
-    assert "Complete. No figure is known to compare with" in text
+    assert "2 of 7 rows. No figure is known to compare with" in text
     for part in ("## Protocol", "part test, images 30", "## Hardware", "threads", "minutes"):
         assert part in text
     document = json.loads((outcome.folder / "result.json").read_text("utf-8"))
@@ -320,6 +321,13 @@ def test_every_kind_of_table(
         assert names[line.method] <= set(line.scores), line.method
     text = (outcome.folder / "result.md").read_text("utf-8")
     assert all(TITLES[name] in text for name in names)
+    drawn = {name for name in outcome.lines[0].scores if f"]({name}.png)" in text}
+    assert drawn == {path.stem for path in outcome.folder.glob("*.svg")}
+    assert not any("likelihood" in name or name.endswith("floor") for name in drawn)
+    # What only one row has compares nothing.
+    assert bool(drawn) == (len(outcome.lines) > 1)
+    for name in drawn:
+        assert Image.open(outcome.folder / f"{name}.png").size[0] >= 800
 
 
 @pytest.mark.usefixtures("small")
@@ -419,6 +427,28 @@ def test_a_baseline_over_seeds(tmp_path: Path, pack: str) -> None:
     found = json.loads((tmp_path / "bars.npz-k_means.json").read_text("utf-8"))
     assert found["complete"] is True
     assert found["scores"]["acc"]["count"] == 2
+
+
+def test_a_baseline_of_ones_own_pictures_of_any_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test part that is bad is an error: the training images never stand in for it."""
+    for number in range(24):
+        part, kind = ("train", "test")[number % 2], ("left", "right")[number // 2 % 2]
+        folder = tmp_path / "photos" / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((10 + number % 3, 12), 200 * (kind == "left"), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "photos" / "test" / "left" / "bad.png").write_bytes(b"damaged")
+    given: dict[str, Any] = {"preset": "tiny", "seeds": 1, "out": tmp_path, "leaves": 2}
+    data = str(tmp_path / "photos")
+    with pytest.raises(DataError, match="--image-size"):
+        baseline("ward", data, quiet=True, **given)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        baseline("ward", data, quiet=True, image_size=8, **given)
+    said = baseline("ward", data, quiet=True, image_size=8, skip_corrupt=True, **given)
+    assert "ACC %                100.0" in said
+    assert "1 of 13 pictures left out" in capsys.readouterr().err
 
 
 def test_a_baseline_that_there_is_not(tmp_path: Path, pack: str) -> None:

@@ -2,7 +2,7 @@
 
 A set lies in a folder of its own, whose name ends in the first digits of
 
-    SHA-256(what it was made of: files with sizes and times, cut, size, labels; format)
+    SHA-256(what it was made of: recipe, files with sizes and times, cut, size, labels; format)
 
 with `images.npy`, `labels.npy` and `set.json`. Pixels and labels are compared with their hashes on
 every reading; a set that is damaged is made again. Sets of less than a MiB are sooner made than
@@ -27,7 +27,8 @@ from ..files import replace_directory, write_atomic, write_json
 from .content import Content, Pixels, fingerprint
 from .folders import packed_folder
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is kept and of how files are read: another way is another number, and so another key."""
 MARKER = "set.json"
 WORTHWHILE = 2**20  # bytes of pixels
 

@@ -146,13 +146,14 @@ def to_bytes(images: Pixels) -> NDArray[np.uint8]:
 
 def _pack(source: Source, split: Split, size: int | None) -> Packed:
     """The images, out of the cache if they were worth putting there."""
+    recipe = source.recipe
     if source.place is not None:
-        key = [source.name, split, size, stamps(source.place)]
+        facts = None if recipe is None else recipe.facts()
+        key = [source.name, split, size, stamps(source.place), facts]
         return packed(source.name, key, partial(_packed_arrays, source, split, size))
     found = source.read()
     if isinstance(found, Content):
         return _arrays(source, found, size)
-    recipe = source.recipe
     if recipe is not None:
         recipe.check(found, split)
     fit = Fit(size) if recipe is None else Fit(size or recipe.size, recipe.cut)

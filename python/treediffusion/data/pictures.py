@@ -22,6 +22,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", 
 GREY = frozenset({"1", "L", "LA", "La"})
 COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"})
 LARGEST = 2**28  # bytes of a file; no picture that becomes a small image has more
+BITS_PER_SAMPLE = 258  # the number of this tag in a TIFF
 
 Cut: TypeAlias = Literal["centre", "whole"] | tuple[int, int, int, int]
 """What is taken of a picture: the largest square in its middle, all of it however it is squeezed,
@@ -110,21 +111,32 @@ def _refuse_guesses(picture: Any, name: str) -> None:
             expected="one picture",
             hint="keep one of them in a file of its own",
         )
-    if picture.mode in GREY | COLOUR:
-        return
-    if picture.mode.startswith(("I", "F")):
+    if _is_deep(picture):
         raise DataError(
             name,
-            got=f"more than 8 bits a pixel (mode {picture.mode})",
+            got=f"more than 8 bits a channel (mode {picture.mode})",
             expected="8 bits",
             hint="scale it to 0..255 first, with the range you choose",
         )
+    if picture.mode in GREY | COLOUR:
+        return
     raise DataError(
         name,
         got=f"colours in mode {picture.mode}",
         expected="grey or RGB",
         hint="convert it first, with its colour profile",
     )
+
+
+def _is_deep(picture: Any) -> bool:
+    """Whether a channel has more than 8 bits, of which Pillow keeps the upper ones in silence."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    if picture.format == "TIFF":
+        bits: tuple[int, ...] = picture.tag_v2.get(BITS_PER_SAMPLE, (1,))
+        return max(bits) > 8
+    # Colours of 16 bits in a PNG have a mode of 8; only what the decoder is told, "RGB;16B", tells.
+    return any(str(tile[3]).endswith(";16B") for tile in picture.tile)
 
 
 def _fitted(picture: Any, fit: Fit, name: str) -> Any:

@@ -199,14 +199,17 @@ def _classes(
 def _side(source: Source, sizes: Mapping[tuple[int, int], int], size: int | None) -> int | None:
     if size is not None or source.recipe is not None:
         return size or (source.recipe.size if source.recipe else None)
-    ((width, height), *others) = sizes or [(0, 0)]
+    if not sizes:
+        return None
+    (width, height), *others = sizes
     return width if width == height and not others else None
 
 
 def _warnings_of_count(count: int, classes: Mapping[str, int] | None) -> list[str]:
     found = []
     if count < FEW:
-        found.append(f"{count} images are few: a tree wants hundreds for each of its leaves")
+        few = "1 image is" if count == 1 else f"{count or 'no'} images are"
+        found.append(f"{few} few: a tree wants hundreds for each of its leaves")
     small = [name for name, number in (classes or {}).items() if number < FEW_OF_CLASS]
     if small:
         shown = ", ".join(small[:5]) + (" and more" if len(small) > 5 else "")

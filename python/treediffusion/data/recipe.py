@@ -1,8 +1,8 @@
 """A recipe: how one published data set becomes images, from its own files, the same everywhere.
 
 Originals are looked for in a folder, in the layout in which their authors or torchvision leave
-them, and downloaded where they are missing and may be. Their MD5 sums, where published, are
-compared when a set is packed; numbers of images, sizes and classes always.
+them, and downloaded where they are missing and may be. Their MD5 or SHA-256 sums, where published,
+are compared when a set is packed; numbers of images, sizes and classes always.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .pictures import Cut
 if TYPE_CHECKING:
     from .dataset import ImageSet
 
+MD5_DIGITS = 32
 ELSEWHERE = Path("elsewhere")
 """Where originals lie that the library keeps which reads them."""
 
@@ -43,7 +44,8 @@ class Recipe:
         read: one part of the originals, by their place.
         fetch: downloads the originals into a folder.
         by_hand: how to get them without it.
-        files: MD5 sum of each original, by name, where published; a missing file is not compared.
+        files: MD5 or SHA-256 sum of each original, by name, where published; a missing file is not
+            compared.
         cut: what is taken of a picture before it is scaled.
         lists: whether `read` names pictures, which are then decoded.
         kind: images, or texts as vectors.
@@ -85,6 +87,10 @@ class Recipe:
 
         return load(f"{self.name}:{folder}" if folder else self.name, split=split, size=size)
 
+    def facts(self) -> list[object]:
+        """What its images depend on besides the originals, in JSON's types."""
+        return [self.name, self.kind, self.channels, self.size, self.cut, self.class_names]
+
     def count(self, split: Split) -> int:
         """Images of a part."""
         return self.counts[split == "test"]
@@ -115,7 +121,7 @@ class Recipe:
         return found
 
     def check_files(self, place: Path) -> None:
-        """Compares the MD5 sums of originals, wherever they lie next to each other.
+        """Compares the sums of originals, wherever they lie next to each other.
 
         Raises:
             DataError: one differs.
@@ -124,12 +130,13 @@ class Recipe:
         for name, expected in self.files.items():
             if not (folder / name).is_file():
                 continue
+            kind = "md5" if len(expected) == MD5_DIGITS else "sha256"
             with (folder / name).open("rb") as stream:
-                found = hashlib.file_digest(stream, "md5").hexdigest()
+                found = hashlib.file_digest(stream, kind).hexdigest()
             if found != expected:
                 raise DataError(
                     str(folder / name),
-                    got=f"the MD5 sum {found}",
+                    got=f"the {kind.upper()} sum {found}",
                     expected=expected,
                     hint="it is cut or altered: delete it, and get it again",
                 )

@@ -21,7 +21,7 @@ from .listing import Listing, list_folder, list_zip
 from .manifest import list_manifest
 from .recipe import ELSEWHERE, Recipe
 from .recipes import RECIPES
-from .text import ARCHIVES, is_newsgroups, read_newsgroups
+from .text import ARCHIVES, is_newsgroups, read_newsgroups, terms
 
 OWN = (
     "a folder of images or of idx files, a .zip of images, a .csv that lists images, "
@@ -68,6 +68,18 @@ def find_source(given: str, *, split: Split) -> Source:
             hint=f"did you mean {close[0]!r}?" if close else "check the path, or try 'digits'",
         )
     return _folder_source(path, given, split) if path.is_dir() else _file_source(path, given, split)
+
+
+def find_terms(given: str) -> tuple[str, ...]:
+    """The words whose weights the vectors of a source are; none of a source that is no texts.
+
+    Raises:
+        DataError: no such source, or texts that cannot be read.
+    """
+    source = find_source(given, split="train")
+    # Of the user's own files texts alone have a place: all others are read as they are.
+    texts = source.recipe is None or source.recipe.kind == "texts"
+    return terms(source.place) if source.place is not None and texts else ()
 
 
 def stamps(place: Path) -> list[tuple[str, int, int]]:

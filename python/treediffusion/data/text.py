@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ FOLDER: dict[Split, str] = {"train": "20news-bydate-train", "test": "20news-byda
 SPLIT = {folder: split for split, folder in FOLDER.items()}
 ARCHIVES = (".tar.xz", ".tar.gz")
 ARCHIVE = "20news-bydate"
+SHA256 = "8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610"  # of its .tar.gz
 LAYOUT = f"{FOLDER['train']}/<group>/<number> and {FOLDER['test']}/<group>/<number>"
 
 
@@ -59,19 +60,24 @@ def vectorize(
     Raises:
         DataError: the training texts hold no term.
     """
-    text = require("sklearn.feature_extraction.text", extra="train")
-    vectorizer = text.TfidfVectorizer(max_features=TERMS, dtype=np.float32)
-    try:
-        train: NDArray[np.float32] = vectorizer.fit_transform(train_texts).toarray()
-    except ValueError as fault:
-        raise DataError(
-            "texts",
-            got=f"{len(train_texts)} training texts without a single term ({fault})",
-            expected="texts with words of two letters or more",
-        ) from fault
+    train, vectorizer = _fit(train_texts)
     if not test_texts:
         return train, np.zeros((0, train.shape[1]), np.float32)
     return train, vectorizer.transform(test_texts).toarray()
+
+
+def terms(place: Path) -> tuple[str, ...]:
+    """The terms whose weights a text's vector has, in the order of its numbers.
+
+    Args:
+        place: of the texts, or `ELSEWHERE`, as for reading them.
+
+    Raises:
+        DataError: unreadable, or without training texts.
+    """
+    texts = _fetched() if place == ELSEWHERE else _texts(place)
+    train = [text.content for text in sorted(texts) if text.split == "train"]
+    return tuple(_fit(train)[1].get_feature_names_out().tolist())
 
 
 def is_newsgroups(folder: Path) -> bool:
@@ -85,8 +91,7 @@ def read_newsgroups(path: Path, *, split: Split) -> Content:
     Raises:
         DataError: unreadable, without training texts, or without the split.
     """
-    found = _texts_of_folder(path) if path.is_dir() else _texts_of_archive(path)
-    return _content(sorted(found), split=split, source=str(path))
+    return _content(sorted(_texts(path)), split=split, source=str(path))
 
 
 def fetch_newsgroups(*, split: Split) -> Content:
@@ -98,6 +103,24 @@ def fetch_newsgroups(*, split: Split) -> Content:
     Raises:
         DataError: neither a copy in scikit-learn's folder nor a download.
     """
+    return _content(sorted(_fetched()), split=split, source="newsgroups20")
+
+
+def _fit(train_texts: Sequence[str]) -> tuple[NDArray[np.float32], Any]:
+    """[n, D] vectors of the training texts, and what makes such vectors of others."""
+    text = require("sklearn.feature_extraction.text", extra="train")
+    vectorizer = text.TfidfVectorizer(max_features=TERMS, dtype=np.float32)
+    try:
+        return vectorizer.fit_transform(train_texts).toarray(), vectorizer
+    except ValueError as fault:
+        raise DataError(
+            "texts",
+            got=f"{len(train_texts)} training texts without a single term ({fault})",
+            expected="texts with words of two letters or more",
+        ) from fault
+
+
+def _fetched() -> list[Text]:
     fetch = require("sklearn.datasets", extra="train").fetch_20newsgroups
     texts: list[Text] = []
     try:
@@ -114,7 +137,7 @@ def fetch_newsgroups(*, split: Split) -> Content:
             expected="a network connection, the first time",
             hint=f"or give a folder with {LAYOUT}, or a {' or '.join(ARCHIVES)} of it, as data",
         ) from fault
-    return _content(sorted(texts), split=split, source="newsgroups20")
+    return texts
 
 
 def _content(texts: list[Text], *, split: Split, source: str) -> Content:
@@ -142,6 +165,10 @@ def _content(texts: list[Text], *, split: Split, source: str) -> Content:
     number = {group: k for k, group in enumerate(groups)}
     labels = np.array([number[text.group] for text in parts[split]], np.int64)
     return Content(vectors[:, :, np.newaxis, np.newaxis], labels, tuple(groups))
+
+
+def _texts(path: Path) -> Iterator[Text]:
+    return _texts_of_folder(path) if path.is_dir() else _texts_of_archive(path)
 
 
 def _texts_of_folder(folder: Path) -> Iterator[Text]:
@@ -217,5 +244,6 @@ NEWSGROUPS_20 = Recipe(
     fetch=lambda _: None,  # scikit-learn does, where there is no archive
     read=_read,
     by_hand=f"{ARCHIVE}.tar.gz in FOLDER",
+    files={f"{ARCHIVE}.tar.gz": SHA256},
     kind="texts",
 )

@@ -193,6 +193,11 @@ class Classifier:
         return float((self.probabilities(images).argmax(1) == labels).mean())
 
 
+def best_device() -> str:
+    """Where there is most to compute with."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def train_classifier(
     images: NDArray[Any],
     labels: NDArray[Any],
@@ -236,6 +241,7 @@ def train_classifier(
         pixels, classes=classes, seed=seed, epochs=epochs, architecture=architecture, width=width
     )
     key = content_key(pixels, np.asarray(labels, np.int64), settings)
+    facts = settings | {"images": len(pixels), "image_shape": list(pixels.shape[1:])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ResNet(
@@ -244,14 +250,14 @@ def train_classifier(
     # Channels last: a third less time on a CPU.
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if path is not None and path.exists():
-        network.load_state_dict(load_keyed(path, kind=KIND, key=key)[0])
+        network.load_state_dict(load_keyed(path, kind=KIND, key=key, facts=facts)[0])
         if progress is not None:
             progress.skip(len(pixels) * epochs)
     else:
         network.standardise(pixels)
         _fit(network, pixels, labels, seed=seed, epochs=epochs, progress=progress)
         if path is not None:
-            save_keyed(path, network.state_dict(), settings, kind=KIND, key=key)
+            save_keyed(path, network.state_dict(), facts, kind=KIND, key=key)
     return Classifier(network, image_shape=pixels.shape[1:], key=key)
 
 

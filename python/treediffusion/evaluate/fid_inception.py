@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..optional import require
+from .classifier import best_device
 
 MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 LAYER = "2048"
@@ -33,7 +34,7 @@ class Inception:
 
     Args:
         weights: the file; None looks where PyTorch keeps downloads.
-        device: where it computes.
+        device: where it computes; None for a GPU where there is one.
 
     Raises:
         DependencyError: torch-fidelity is not installed.
@@ -43,11 +44,11 @@ class Inception:
     name = "inception"
     width = 2048
 
-    def __init__(self, weights: Path | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, weights: Path | None = None, *, device: str | None = None) -> None:
         library = require(MODULE, extra="fid")
         path = weights or default_weights()
         state, digest = _read(path, str(library.URL_INCEPTION_V3))
-        self.device = torch.device(device)
+        self.device = torch.device(device or best_device())
         self.key = f"inception-v3-2015-12-05-{digest[:16]}-grey-replicated"
         self._network = _network(library, state, path).to(self.device)
 

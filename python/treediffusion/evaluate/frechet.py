@@ -35,6 +35,7 @@ from .statistics import (
     FeatureStatistics,
     Float64Array,
     check_pair,
+    facts_of,
     feature_statistics,
     gather_batches,
     merge,
@@ -73,11 +74,11 @@ def image_statistics(
         CheckpointError: `path` holds something else, is damaged or cannot be written.
     """
     pixels = as_bytes(images, name="images")
-    key = statistics_key(classifier, pixels)
+    key, described = statistics_key(classifier, pixels), facts_of(pixels)
     if path is not None and path.exists():
         if progress is not None:
             progress.skip(len(pixels))
-        stored, facts = load_keyed(path, kind=KIND, key=key)
+        stored, facts = load_keyed(path, kind=KIND, key=key, facts=described)
         mean, scatter = stored["mean"].numpy(), stored["scatter"].numpy()
         return FeatureStatistics(classifier.key, facts["count"], mean, scatter)
 
@@ -86,7 +87,7 @@ def image_statistics(
     found = gather_batches(extractor, parts, len(pixels), progress=progress).statistics
     if path is not None:
         tensors = {"mean": torch.tensor(found.mean), "scatter": torch.tensor(found.scatter)}
-        save_keyed(path, tensors, {"count": found.count}, kind=KIND, key=key)
+        save_keyed(path, tensors, described, kind=KIND, key=key)
     return found
 
 

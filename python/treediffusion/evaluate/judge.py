@@ -23,12 +23,13 @@ from ..files import write_json
 from ..progress import Progress
 from ..runtime import Engine
 from ..runtime.plan import SamplingOptions
-from .classifier import Classifier, train_classifier
+from .classifier import Architecture, Classifier, best_device, train_classifier
 from .figures import class_table, save
 from .frechet import frechet_distance, image_statistics
-from .leaf_quality import leaf_quality
+from .leaf_quality import COLLAPSED_BELOW, leaf_quality
 
 CLASSIFIER = "classifier.safetensors"
+ENTROPY = "natural logarithm; every generated image counts in its leaf, however probable"
 CHUNK = 500
 """Real images that are assigned at once."""
 DRAWN_AT_ONCE = 10
@@ -59,6 +60,7 @@ def judge(
     num_images: int = 1000,
     seed: int = 0,
     epochs: int = 10,
+    architecture: Architecture = "resnet18",
     sampling: SamplingOptions | None = None,
     quiet: bool = False,
 ) -> Judged:
@@ -72,6 +74,7 @@ def judge(
         num_images: n, drawn and compared; the floor of the distance depends on it.
         seed: of the images and of the classifier.
         epochs: passes of the classifier over its images.
+        architecture: of the classifier.
         sampling: how images are drawn; the bundle's own way if None.
         quiet: no progress bar.
 
@@ -100,8 +103,8 @@ def judge(
     learning = len(own) * epochs
     with Progress(learning + DRAWN_PER_SEEN * num_images, "judging", quiet=quiet) as progress:
         classifier = train_classifier(
-            own, labels, classes=len(known), seed=seed, epochs=epochs, path=out / CLASSIFIER,
-            progress=progress,
+            own, labels, classes=len(known), seed=seed, epochs=epochs, architecture=architecture,
+            path=out / CLASSIFIER, device=best_device(), progress=progress,
         )  # fmt: skip
         images, leaf, again = [], [], []
         for start in range(0, num_images, DRAWN_AT_ONCE):
@@ -127,15 +130,23 @@ def judge(
     scores = {
         "images": num_images,
         "seed": seed,
-        "classifier": {"key": classifier.key, "test_accuracy": accuracy},
+        "classifier": {
+            "key": classifier.key,
+            "architecture": architecture,
+            "epochs": epochs,
+            "test_accuracy": accuracy,
+        },
         "test_images_were_trained_on": train.fingerprint == test.fingerprint,
         "classes": known.tolist(),
         "leaf_names": list(tree.leaf_names),
         "frechet_in_classifier_features": {"generated": distance, "as_many_test_images": floor},
+        "entropy": ENTROPY,
+        "collapsed_below": COLLAPSED_BELOW,
         "leaves": quality.to_json(),
     }
     write_json(out / "quality.json", scores)
-    names = [str(name) for name in known]
+    named = train.class_names
+    names = [str(k) if named is None else named[k] for k in known.tolist()]
     title = f"Classes of {num_images} generated images by leaf, as a classifier sees them"
     save(class_table(np.array(quality.histogram), names, tree, title=title), out / "classes.png")
     return Judged(scores, classifier)

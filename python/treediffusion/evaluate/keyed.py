@@ -47,29 +47,47 @@ def save_keyed(
     save(path, tensors, {"kind": kind, "key": key, "facts": dict(facts), "sum": total})
 
 
-def load_keyed(path: Path, *, kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_keyed(
+    path: Path, *, kind: str, key: str, facts: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file, if they are whole and of this key.
+
+    Args:
+        path: the file.
+        kind: of results.
+        key: of what they are wanted of.
+        facts: those of results that are; what differs from them is named beside another key.
 
     Raises:
         CheckpointError: something else, of something else, or damaged.
     """
     tensors, state = load(path)
+    held = state.get("facts")
+    held = held if isinstance(held, dict) else {}
     if (state.get("kind"), state.get("key")) != (kind, key):
+        other = f"{state.get('kind', 'something else')} with the key {state.get('key', 'none')}"
         raise CheckpointError(
             str(path),
-            got=f"{state.get('kind', 'something else')} with the key {state.get('key', 'none')}",
-            expected=f"{kind} with the key {key}, which is of these images and settings",
+            got=other + _told(held, facts),
+            expected=f"{kind} with the key {key}{_told(facts, held)}, "
+            "which is of these images and settings",
             hint="name another path, or remove the file to have it made again",
         )
     # The format has no checksum: a flipped bit would be a slightly different judge.
-    if state.get("sum") != _sum(tensors, state.get("facts", {})):
+    if state.get("sum") != _sum(tensors, held):
         raise CheckpointError(
             str(path),
             got="numbers that are not those that were written",
             expected=f"{kind} as it was written",
             hint="the file is damaged; remove it to have it made again",
         )
-    return tensors, state["facts"]
+    return tensors, held
+
+
+def _told(facts: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Of facts that both have, those in which they differ."""
+    apart = (name for name in facts if name in others and facts[name] != others[name])
+    return "".join(f", {name.replace('_', ' ')} {facts[name]}" for name in apart)
 
 
 def _sum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:

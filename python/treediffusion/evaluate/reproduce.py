@@ -21,6 +21,7 @@ from ..files import write_json, write_text
 from ..train.budget import OutOfTime, TrainingProgress
 from .published import Figure, Verdict, in_print, published_rows
 from .reproduce_cells import cell_cost, cell_path, compute_cell, load_parts, read_cell
+from .reproduce_figure import draw_bars
 from .reproduce_models import Bench
 from .reproduce_page import page
 from .reproduce_tables import Scores, Table, find_table, leaves_for, settings_for
@@ -47,6 +48,8 @@ class Order:
             than the papers' 10,000, if None.
         samples: of each image's likelihood.
         leaves: at which purity is measured; the published number if None.
+        image_size: side to scale images to; as they are, or as the data set says, if None.
+        skip_corrupt: leave out pictures that cannot be used.
         quiet: no progress bar.
     """
 
@@ -61,6 +64,8 @@ class Order:
     images: int | None = None
     samples: int = 1000
     leaves: int | None = None
+    image_size: int | None = None
+    skip_corrupt: bool = False
     quiet: bool = False
 
 
@@ -122,7 +127,7 @@ class Outcome:
 
 
 def reproduce(order: Order) -> Outcome:
-    """Computes what is missing of a table, and writes it as Markdown and JSON.
+    """Computes what is missing of a table, and writes it as Markdown, JSON and bars.
 
     Raises:
         ConfigError: no such table, method or preset, or a number that cannot be.
@@ -132,6 +137,7 @@ def reproduce(order: Order) -> Outcome:
     table = find_table(order.table)
     methods = _methods(order, table.methods)
     config = settings_for(table, order.dataset, order.preset)
+    config = reading(config, image_size=order.image_size, skip_corrupt=order.skip_corrupt)
     if config.threads:
         torch.set_num_threads(config.threads)
     progress = TrainingProgress(minutes=order.minutes, quiet=order.quiet)
@@ -147,8 +153,16 @@ def reproduce(order: Order) -> Outcome:
         order, table.scores, _facts(bench, config, table), tuple(lines), stopped, folder
     )
     write_json(folder / "result.json", to_json(outcome))
-    write_text(folder / "result.md", page(outcome))
+    write_text(folder / "result.md", page(outcome, draw_bars(outcome)))
     return outcome
+
+
+def reading(config: Config, *, image_size: int | None, skip_corrupt: bool) -> Config:
+    """Settings that read images so: what is not asked for stays as it is."""
+    changed = ({} if image_size is None else {"image_size": image_size}) | (
+        {"skip_corrupt": True} if skip_corrupt else {}
+    )
+    return config.model_copy(update=changed)
 
 
 def run_cells(bench: Bench, methods: Sequence[str], seeds: int, scores: Scores) -> str | None:
@@ -187,7 +201,9 @@ def make_bench(
         ConfigError: a number that cannot be.
         DataError: data that cannot be read.
     """
-    train, judged = load_parts(data or dataset)
+    train, judged = load_parts(
+        data or dataset, size=config.image_size, skip_corrupt=config.skip_corrupt
+    )
     images = min(MOST_IMAGES, len(judged.images)) if images is None else images
     for name, value, least in (("--images", images, 2), ("--samples", samples, 1)):
         if value < least:

@@ -11,7 +11,7 @@ from ..config import load_preset, merge_settings, parse_config
 from ..errors import ConfigError
 from ..files import write_json
 from ..train.budget import TrainingProgress
-from .reproduce import finished, make_bench, run_cells
+from .reproduce import finished, make_bench, reading, run_cells
 from .reproduce_page import NAMES, spread_text
 from .reproduce_tables import Scores
 from .seeds import over_seeds
@@ -31,6 +31,8 @@ def baseline(
     images: int = 1000,
     samples: int = 100,
     minutes: float | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
     quiet: bool = False,
 ) -> str:
     """Computes what is missing, writes `NAME.json`, and returns what to tell the user.
@@ -45,6 +47,8 @@ def baseline(
         images: drawn and compared.
         samples: of each image's likelihood.
         minutes: of this call; None for as long as it takes.
+        image_size: side to scale images to; as they are, or as the data set says, if None.
+        skip_corrupt: leave out pictures that cannot be used.
         quiet: no progress bar.
 
     Raises:
@@ -57,6 +61,7 @@ def baseline(
         raise ConfigError("--seeds", got=seeds, expected="1 or more")
     settings = merge_settings(load_preset(preset).model_dump(), {"tree": {"restarts": 1}})
     config = parse_config(settings, source="--preset")
+    config = reading(config, image_size=image_size, skip_corrupt=skip_corrupt)
     if config.threads:
         torch.set_num_threads(config.threads)
     progress = TrainingProgress(minutes=minutes, quiet=quiet)

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -35,12 +36,22 @@ PROTOCOL = 1
 """Number of the way of scoring; another way is another number, and so another key."""
 
 
-def load_parts(source: str) -> tuple[ImageSet, ImageSet]:
-    """Training and test part of a named set or a path; the former twice where it has no other."""
-    train = load_images(source)
+def load_parts(
+    source: str, *, size: int | None = None, skip_corrupt: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test part of a named set or a path; the former twice where it has no other.
+
+    Raises:
+        DataError: data that cannot be read; of a test part, too.
+    """
+    read = partial(load_images, source, size=size, skip_corrupt=skip_corrupt)
+    train = read()
     try:
-        return train, load_images(source, split="test")
-    except DataError:
+        return train, read(split="test")
+    except DataError as fault:
+        # Only a part that is not there has the other stand in for it, and never one that is bad.
+        if fault.name != "split":
+            raise
         return train, train
 
 

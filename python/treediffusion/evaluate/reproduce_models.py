@@ -28,7 +28,7 @@ from ..nn.tree_vae import TreeVAE
 from ..train.budget import TrainingProgress
 from ..train.diffusion_stage import DiffusionStage
 from ..train.tree_stage import TreeStage
-from .classifier import Classifier, train_classifier
+from .classifier import Classifier, best_device, train_classifier
 from .keyed import content_key
 from .reproduce_tables import SIGNALS
 
@@ -69,7 +69,7 @@ class Bench:
     @property
     def device(self) -> str:
         """Where everything runs."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
 
     def seeded(self, seed: int) -> Config:
         """The settings with a cell's seed."""

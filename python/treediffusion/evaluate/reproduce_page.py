@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .published import OURS, Figure, in_print, table_metrics, table_title
-from .reproduce_tables import TITLES
+from .reproduce_tables import TITLES, find_table
 from .seeds import Spread
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ NAMES = {
     "published_log_likelihood": "LL, as published",
     "log_likelihood": "LL",
     "reconstruction": "RL",
+    "kl": "KL",
     "elbo": "ELBO",
 }
 EXTRA = {
@@ -39,18 +42,15 @@ EXTRA = {
 NONE = "–"
 
 
-def page(outcome: Outcome) -> str:
-    """The whole page."""
-    order = outcome.order
-    paper, extra = table_metrics(order.table), EXTRA[outcome.scores]
-    shown = {name for line in outcome.lines for name in line.scores}
-    metrics = [m for m in paper if m in shown or any(m in line.published for line in outcome.lines)]
-    metrics += [m for m in extra if m in shown]
+def page(outcome: Outcome, pictures: Mapping[str, Sequence[Path]]) -> str:
+    """The whole page; `pictures` are files of its columns beside it, by metric."""
+    order, metrics = outcome.order, table_columns(outcome)
     head = ["", "seeds", *(NAMES.get(metric, metric) for metric in metrics), "minutes"]
     rows = [row for line in outcome.lines for row in _rows(line, metrics)]
     title = f"# {table_title(order.table)}: {order.dataset}"
     parts = [
         [title, "", _state(outcome), "", _table(head, rows), ""],
+        *([f"![{NAMES.get(m, m)}]({files[0].name})", ""] for m, files in pictures.items()),
         _bands(outcome),
         ["## Protocol", "", *_protocol(outcome), ""],
         ["## Hardware and versions", "", *_hardware(outcome), ""],
@@ -58,6 +58,14 @@ def page(outcome: Outcome) -> str:
          "`docs/differences.md`.", ""],
     ]  # fmt: skip
     return "\n".join(line for part in parts for line in part)
+
+
+def table_columns(outcome: Outcome) -> list[str]:
+    """The metrics of a table: the paper's that there is a figure of, and ours besides."""
+    paper, extra = table_metrics(outcome.order.table), EXTRA[outcome.scores]
+    shown = {name for line in outcome.lines for name in line.scores}
+    metrics = [m for m in paper if m in shown or any(m in line.published for line in outcome.lines)]
+    return metrics + [m for m in extra if m in shown]
 
 
 def _state(outcome: Outcome) -> str:
@@ -69,11 +77,13 @@ def _state(outcome: Outcome) -> str:
             "The same command continues."
         )
     judged = sum(len(line.verdicts) for line in outcome.lines)
+    rows = len(find_table(outcome.order.table).methods)
+    state = "Complete" if len(outcome.lines) == rows else f"{len(outcome.lines)} of {rows} rows"
     if not judged:
-        return "Complete. No figure is known to compare with, so nothing is judged."
+        return f"{state}. No figure is known to compare with, so nothing is judged."
     if outcome.outside:
-        return f"Complete. **Outside the band: {'; '.join(outcome.outside)}.**"
-    return f"Complete. All {judged} figures that can be compared are inside their bands."
+        return f"{state}. **Outside the band: {'; '.join(outcome.outside)}.**"
+    return f"{state}. All {judged} figures that can be compared are inside their bands."
 
 
 def _rows(line: Line, metrics: list[str]) -> list[list[str]]:

@@ -192,7 +192,7 @@ def gather(
     if path is not None and path.exists():
         if progress is not None:
             progress.skip(len(pixels))
-        return _read(path, extractor.key, key)
+        return _read(path, extractor.key, key, facts_of(pixels))
     batches = (pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK))
     found = gather_batches(extractor, batches, len(pixels), progress=progress)
     if path is not None:
@@ -202,7 +202,7 @@ def gather(
             "scatter": torch.from_numpy(kept.scatter),
             "features": found.features,
         }
-        save_keyed(path, tensors, {"count": kept.count}, kind=GATHERED, key=key)
+        save_keyed(path, tensors, facts_of(pixels), kind=GATHERED, key=key)
     return found
 
 
@@ -244,6 +244,11 @@ def gather_batches(
 def gathered_key(extractor: Extractor, pixels: UInt8Array) -> str:
     """Content hash of what gathered features are of."""
     return content_key(GATHERED, extractor.key, ROUNDING, str(KEPT), pixels)
+
+
+def facts_of(pixels: UInt8Array) -> dict[str, Any]:
+    """What a file says of its images besides their hash."""
+    return {"count": len(pixels), "image_shape": list(pixels.shape[1:])}
 
 
 def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
@@ -316,8 +321,8 @@ def _extracted(extractor: Extractor, batches: Iterable[UInt8Array]) -> Iterator[
             yield extractor.extract(part)
 
 
-def _read(path: Path, extractor: str, key: str) -> Gathered:
-    tensors, facts = load_keyed(path, kind=GATHERED, key=key)
+def _read(path: Path, extractor: str, key: str, expected: dict[str, Any]) -> Gathered:
+    tensors, facts = load_keyed(path, kind=GATHERED, key=key, facts=expected)
     mean, scatter = tensors["mean"].numpy(), tensors["scatter"].numpy()
     statistics = FeatureStatistics(extractor, facts["count"], mean, scatter)
     return Gathered(statistics, tensors["features"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from ...errors import ShapeError
 from ...topology import TreeTopology
 from .checks import Array, check_names, check_range
 from .layout import left_to_right
+from .legend import largest_classes
 from .page import Page
 from .style import (
     BODY,
@@ -35,18 +37,28 @@ UNSAID = 0.02
 """Share below which a cell has no number, only its shade."""
 DARK = 0.7
 """Share from which white letters are easier to read than black ones."""
-MOST_ATTRIBUTES = 20
+MOST_ATTRIBUTES, MOST_CLASSES = 20, 24
+SLANT, SMALLEST_LEVEL = 45, 6.5
+"""Degrees of names that are too long to stand level, and the points below which they are."""
 
 
 def class_table(
-    counts: NDArray[np.int64], classes: Sequence[str], topology: TreeTopology, *, title: str = ""
+    counts: NDArray[np.int64],
+    classes: Sequence[str],
+    topology: TreeTopology,
+    *,
+    what: str = "images",
+    title: str = "",
 ) -> Figure:
     """The share of each class among a leaf's images; the larger, the darker.
+
+    Of more than 24 classes the 23 largest have a column, and the others one together.
 
     Args:
         counts: [L, K] images of each leaf by class, in order of leaf ids.
         classes: [K] names.
         topology: the tree.
+        what: is counted.
         title: a line above.
 
     Raises:
@@ -55,14 +67,15 @@ def class_table(
     shape = (topology.num_leaves, len(classes))
     if counts.shape != shape:
         raise ShapeError("counts", got=list(counts.shape), expected=f"{list(shape)}, [L, K]")
+    shown, classes = largest_classes(counts, classes, colours=MOST_CLASSES)
     order = left_to_right(topology)
     totals = counts.sum(1)
     page, left, cell, top = _table(
-        [topology.leaf_names[leaf] for leaf in order], [*classes, "images"], title
+        [topology.leaf_names[leaf] for leaf in order], [*classes, what], title
     )
     for row, leaf in enumerate(order):
         y = top + ROW * row
-        for column, count in enumerate(counts[leaf].tolist()):
+        for column, count in enumerate(shown[leaf].tolist()):
             share = count / max(int(totals[leaf]), 1)
             gid = f"cell:{leaf}:{column}"
             _cell(page, left + cell * column, y, cell, share, unsaid=UNSAID, gid=gid)
@@ -140,12 +153,21 @@ def _table(
     """A page with the names of rows and columns; where cells begin, their width, and the top."""
     beside = max(text_width(name, BODY) for name in rows) + 4 * GAP
     cell = float(np.clip((PAGE - 2 * MARGIN - beside) / len(columns), NARROWEST_CELL, WIDEST_CELL))
-    top = MARGIN + HEADING * bool(title) + ROW
-    width = max(round(2 * MARGIN + beside + cell * len(columns)), NARROWEST_PAGE)
-    page = Page(width, top + ROW * len(rows) + MARGIN, title=title)
     letters = fitting(list(columns), cell - GAP, largest=SMALL)
-    for k, name in enumerate(columns):
-        page.text(MARGIN + beside + cell * (k + 0.5), top - ROW / 2, name, size=letters)
+    slanted = letters < SMALLEST_LEVEL
+    middles = [MARGIN + beside + cell * (k + 0.5) for k in range(len(columns))]
+    reaches = [text_width(name, SMALL) * math.cos(math.radians(SLANT)) for name in columns]
+    head = round(max(reaches)) + ROW // 2 if slanted else ROW
+    top = MARGIN + HEADING * bool(title) + head
+    width = max(round(2 * MARGIN + beside + cell * len(columns)), NARROWEST_PAGE)
+    if slanted:
+        width = max(width, MARGIN + round(max(map(sum, zip(middles, reaches, strict=True)))))
+    page = Page(width, top + ROW * len(rows) + MARGIN, title=title)
+    for middle, name in zip(middles, columns, strict=True):
+        if slanted:
+            page.text(middle, top - 2 * GAP, name, size=SMALL, ha="left", rotation=SLANT)
+        else:
+            page.text(middle, top - ROW / 2, name, size=letters)
     for k, name in enumerate(rows):
         page.text(MARGIN, top + ROW * (k + 0.5) - 2, name, size=BODY, ha="left")
     return page, MARGIN + beside, cell, top

@@ -14,6 +14,7 @@ from .chart import Axes, log_rounded, rounded
 from .checks import Array, check_range
 from .page import Page
 from .style import (
+    BODY,
     GAP,
     GREY,
     HEADING,
@@ -79,6 +80,7 @@ def metrics_chart(
     xlabel: str = "clusters, k",
     ylabel: str = "score",
     mark: float | None = None,
+    mark_name: str = "",
 ) -> Figure:
     """Scores against the number of clusters, or of anything else that is counted.
 
@@ -89,6 +91,7 @@ def metrics_chart(
         xlabel: what k is.
         ylabel: what the scores are.
         mark: a k that has a line of its own, such as the number of classes.
+        mark_name: what is written above that line.
 
     Raises:
         ShapeError: arrays that do not fit each other, or no or too many scores.
@@ -114,6 +117,11 @@ def metrics_chart(
     if mark is not None:
         x = axes.across(mark)
         axes.rule(x, axes.box[1], x, axes.box[1] + axes.box[3], colour=GREY, gid="mark")
+        if mark_name:
+            # Never so far to the left that it would touch what the scale is called.
+            least = axes.box[0] + text_width(ylabel, BODY) + 2 * GAP
+            x = max(x, least + text_width(mark_name, SMALL) / 2)
+            page.text(x, top - LINE, mark_name, size=SMALL, colour=GREY)
     for colour, (name, values) in zip(LINES, scores.items(), strict=False):
         axes.line(k, values, colour, dots=len(k) <= 40, name=name)
     axes.names({name: float(values[-1]) for name, values in scores.items()})

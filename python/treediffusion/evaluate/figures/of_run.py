@@ -6,7 +6,7 @@
     classes, clusters                                   labels
     generated-classes                                   quality.json, of `treediffusion evaluate`
     attributes       an .npz with `attributes` [n, A] of 0 and 1 and `attribute_names` [A]
-    words            vectors instead of images, and a file with the word of each number, one a line
+    words            texts as vectors: 20 Newsgroups, or a file with the word of each number
 
 Unlike its neighbours this module and `run_content` know runs, models and data.
 """
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from ...data import to_bytes, to_float
 from ...errors import DataError
 from ...noise import Stream, normal
+from ...optional import require
 from ...progress import Progress
 from ...train.run import HISTORY
 from ...tree_export import cut
@@ -32,6 +33,7 @@ from ..clustering import accuracy, ari, leaf_purity, nmi
 from ..early import leaf_members
 from ..report import class_counts, node_means
 from ..statistics import evenly_spaced
+from .checks import check_names
 from .classes import attribute_frequency, attribute_table, class_table
 from .curves import history_chart, metrics_chart
 from .gallery import leaf_gallery
@@ -115,7 +117,7 @@ def _tree(run: RunContent) -> Figure:
 def _sheet(run: RunContent) -> Figure:
     sheet = run.engine.generate_leaves(ROOTS, seed=run.wanted.seed)
     own = run.engine.decode_prior(ROOTS, seed=run.wanted.seed).images
-    title = "One root through every leaf, and how probable the leaf was"
+    title = "In each block one root through every leaf, and how probable the leaf was"
     return all_leaf_sheet(sheet.images, sheet.leaf_prob, run.tree, tree_images=own, title=title)
 
 
@@ -169,9 +171,9 @@ def _classes(run: RunContent) -> Figure:
     names = run.class_names(np.unique(run.labels))
     counts = class_counts(run.tree, run.leaf, run.labels)
     assert counts is not None
-    return class_table(
-        counts, names, run.tree, title=f"Classes of {len(run.leaf):,} images by leaf"
-    )
+    what = "images" if run.has_images else "texts"
+    title = f"Classes of {len(run.leaf):,} {what} by leaf"
+    return class_table(counts, names, run.tree, what=what, title=title)
 
 
 def _generated_classes(run: RunContent) -> Figure:
@@ -193,7 +195,8 @@ def _clusters(run: RunContent) -> Figure:
     }
     classes = len(np.unique(labels))
     mark = classes if classes <= k[-1] else None
-    return metrics_chart(k, scores, mark=mark, title="The tree cut into k clusters")
+    title = "The tree cut into k clusters"
+    return metrics_chart(k, scores, mark=mark, mark_name=f"{classes} classes", title=title)
 
 
 def _attributes(run: RunContent) -> Figure:
@@ -220,22 +223,20 @@ def _attributes(run: RunContent) -> Figure:
 def _words(run: RunContent) -> Figure:
     if run.has_images:
         raise LeftOut("the run is of images, not of texts")
-    path = run.wanted.words
-    if path is None:
-        raise LeftOut("no words: name a file with one for each number of a vector with --words")
-    vectors = run.data.images.reshape(len(run.data.images), -1)
-    try:
-        words = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError) as fault:
-        raise DataError(str(path), got=str(fault), expected="text with a word a line") from fault
-    found = top_words(run.tree, vectors, run.leaf, words)
+    words, vectors = run.words, run.data.images.reshape(len(run.data.images), -1)
+    # A word of weight 0 in all texts tells nothing of any: the, of, and.
+    common = require("sklearn.feature_extraction.text", extra="train").ENGLISH_STOP_WORDS
+    kept = np.array([word not in common for word in words])
+    check_names("words", words, vectors.shape[1])
+    found = top_words(run.tree, vectors * kept, run.leaf, words)
     notes = None
     if run.data.labels is not None:
         names = run.class_names(np.unique(run.data.labels))
         counts = class_counts(run.tree, run.leaf, run.data.labels)
         assert counts is not None
         notes = [names[row.argmax()] if row.sum() else "" for row in counts]
-    return word_tree(run.tree, found, run.share, leaf_notes=notes, title="Words of each node")
+    title = "Words that tell each node from the rest"
+    return word_tree(run.tree, found, run.share, leaf_notes=notes, title=title)
 
 
 FIGURES: dict[str, Callable[[RunContent], Figure]] = {

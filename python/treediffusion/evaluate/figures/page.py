@@ -16,7 +16,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.typing import ColorType
 
 from .checks import UInt8Array
-from .style import BODY, DPI, INK, MARGIN, POINTS_PER_INCH, TITLE, font
+from .style import BODY, DPI, INK, MARGIN, POINTS_PER_INCH, TITLE, fitting, font
 
 
 class Page:
@@ -39,7 +39,8 @@ class Page:
         self._axes.set_xlim(0, width)
         self._axes.set_ylim(height, 0)
         if title:
-            self.text(MARGIN, MARGIN, title, size=TITLE, ha="left")
+            size = fitting([title], width - 2 * MARGIN, largest=TITLE)
+            self.text(MARGIN, MARGIN, title, size=size, ha="left")
 
     def image(self, x: int, y: int, size: tuple[int, int], image: UInt8Array, *, gid: str) -> None:
         """Draws an image [C, H, W] with its top left corner at a pixel."""
@@ -117,8 +118,9 @@ class Page:
         colour: ColorType = INK,
         ha: Literal["left", "center", "right"] = "center",
         bold: bool = False,
+        rotation: float = 0,
     ) -> None:
-        """Writes one line around a height."""
+        """Writes one line around a height; a turned one begins there, at its foot."""
         self._axes.text(
             x,
             y,
@@ -126,8 +128,9 @@ class Page:
             fontproperties=font(size, bold=bold),
             color=colour,
             ha=ha,
-            va="center_baseline",
-            rotation=0,
+            va="baseline" if rotation else "center_baseline",
+            rotation=rotation,
+            rotation_mode="anchor",
             antialiased=True,
             usetex=False,
             parse_math=False,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ...config import Config, parse_config
 from ...data import ImageSet, load_images, to_bytes, to_float
-from ...errors import CheckpointError, TreeDiffusionError
+from ...data.sources import find_terms
+from ...errors import CheckpointError, DataError, TreeDiffusionError
 from ...nn.tree_vae import TreeVAE
 from ...runtime import Engine
 from ...topology import TreeTopology
@@ -30,6 +31,7 @@ from ..statistics import evenly_spaced
 MOST_IMAGES = 10_000
 GALLERY = 12
 BUNDLE, QUALITY = "bundle", "quality.json"
+VECTORS = "the run is of vectors, not of images"
 
 Split = Literal["train", "test"]
 
@@ -72,7 +74,7 @@ class RunContent:
         except (OSError, ValueError, KeyError, TypeError) as fault:
             raise CheckpointError(
                 str(path),
-                got=str(fault) or type(fault).__name__,
+                got="no such file" if isinstance(fault, FileNotFoundError) else str(fault),
                 expected="the settings of a run",
                 hint="name a folder that `treediffusion train` wrote",
             ) from fault
@@ -113,7 +115,12 @@ class RunContent:
         """At most so many of the images, evenly spaced."""
         source = self.wanted.data or self.config.data
         try:
-            found = load_images(source, split=self.wanted.split, size=self.config.image_size)
+            found = load_images(
+                source,
+                split=self.wanted.split,
+                size=self.config.image_size,
+                skip_corrupt=self.config.skip_corrupt,
+            )
         except TreeDiffusionError as fault:
             raise LeftOut(f"no images: {fault}; name them with --data") from fault
         if tuple(found.images.shape[1:]) != self.image_shape:
@@ -136,7 +143,7 @@ class RunContent:
     def pixels(self) -> NDArray[np.uint8]:
         """[n, C, H, W], of images that can be looked at."""
         if not self.has_images:
-            raise LeftOut("the run is of vectors, not of images")
+            raise LeftOut(VECTORS)
         return to_bytes(self.data.images)
 
     @cached_property
@@ -163,10 +170,31 @@ class RunContent:
         known = self.data.class_names
         return [known[k] if known is not None else str(k) for k in classes.tolist()]
 
+    @property
+    def words(self) -> list[str]:
+        """What each number of a vector weighs: of the file that was named, or of the data set."""
+        path = self.wanted.words
+        if path is None:
+            try:
+                known = find_terms(self.wanted.data or self.config.data)
+            except TreeDiffusionError as fault:
+                raise LeftOut(f"no words: {fault}") from fault
+            if not known:
+                raise LeftOut("no words: name a file with one a line, of each number, with --words")
+            return list(known)
+        try:
+            return path.read_text("utf-8").splitlines()
+        except (OSError, ValueError) as fault:
+            raise DataError(
+                str(path), got=str(fault), expected="text with a word a line"
+            ) from fault
+
     @cached_property
     def engine(self) -> Engine:
         """The run's bundle, at work."""
         bundle = self.wanted.run / BUNDLE
+        if not self.has_images:
+            raise LeftOut(VECTORS)
         if not bundle.is_dir():
             run = self.wanted.run
             raise LeftOut(f"no bundle: treediffusion-export --checkpoint {run} --out {bundle}")
@@ -191,11 +219,14 @@ class RunContent:
     @cached_property
     def quality(self) -> dict[str, Any]:
         """What a judge said of generated images."""
+        if not self.has_images:
+            raise LeftOut(VECTORS)
         for path in (self.wanted.run / QUALITY, self.wanted.run / "quality" / QUALITY):
             if path.is_file():
                 found = json.loads(path.read_text("utf-8"))
                 if tuple(found["leaf_names"]) != self.tree.leaf_names:
                     raise LeftOut(f"{path} is of another tree")
                 return dict(found)
-        run = self.wanted.run
-        raise LeftOut(f"no {QUALITY}: treediffusion evaluate --bundle {run / BUNDLE} --out {run}")
+        run, data = self.wanted.run, self.wanted.data or self.config.data
+        command = f"treediffusion evaluate --bundle {run / BUNDLE} --data {data} --out {run}"
+        raise LeftOut(f"no {QUALITY}: {command}")
