@@ -1,7 +1,8 @@
 """Which sets of graphs an export makes, and which of them share files.
 
     target         opset   because
-    onnx-cpu       18      GroupNorm is InstanceNormalization, for which ONNX Runtime has kernels
+    onnx-cpu       18      GroupNorm is InstanceNormalization, for which ONNX Runtime has kernels;
+                           in float32 enlarging convolutions are in phases, which CPUs do faster
     onnx-gpu       18      the same
     tensorrt(-rtx) 22      GroupNorm is one node, which the compiler fuses with what follows
 
@@ -20,6 +21,7 @@ from ..bundle import PRECISIONS, ROLES, TARGETS, Precision, Target
 from ..errors import ConfigError
 
 BATCHES = (1, 4, 16, 64)
+ONNX_RUNTIME_OPSET, COMPILERS_OPSET = 18, 22
 HALVED = "step"
 """The role that is in the set's precision; the others are float32."""
 LARGEST_BATCH = 1 << 14
@@ -114,8 +116,8 @@ def plan_sets(
 def opset_of(target: Target, precision: Precision) -> int | None:
     """The version of the operators; None if the target cannot compute in the precision."""
     if precision == "bf16":
-        return None if target == "onnx-cpu" else 22
-    return 18 if target.startswith("onnx") else 22
+        return None if target == "onnx-cpu" else COMPILERS_OPSET
+    return ONNX_RUNTIME_OPSET if target.startswith("onnx") else COMPILERS_OPSET
 
 
 def _check(name: str, given: Sequence[str], known: Sequence[str]) -> None:

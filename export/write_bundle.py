@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
+
+import joblib
 
 from .. import __version__
 from ..bundle import DEFAULT_SET, FORMAT, KIND, MANIFEST, PARITY, SEAL, TREE
@@ -22,13 +25,18 @@ from ..files import replace_directory
 from ..optional import require
 from .graphs import Graph, make_graphs, on_cpu
 from .half import at_precision
+from .phases import in_phases
 from .provenance import provenance
-from .sets import BATCHES, PlannedSet, plan_sets
+from .sets import BATCHES, ONNX_RUNTIME_OPSET, PlannedFile, PlannedSet, plan_sets
 
 if TYPE_CHECKING:
     from ..progress import Progress
 
 DEFAULT_TARGETS, DEFAULT_PRECISIONS = ("onnx-cpu",), ("fp32",)
+WORKERS = 2
+"""Processes that trace graphs. The step is a third of it all, so a third process would wait."""
+LARGE = 10_000_000
+"""Weights of a denoiser whose graphs take so long that the start of those processes pays."""
 
 
 def export_steps(
@@ -80,17 +88,13 @@ def export_bundle(
     for module, extra in (("onnx", "train"), ("onnxscript", "train"), ("onnxruntime", "cpu")):
         require(module, extra=extra)
     from .parity import check
-    from .to_onnx import to_onnx
 
     out = Path(out)
     model = on_cpu(model)
     graphs = make_graphs(model)
     with replace_directory(out, marker=MANIFEST) as folder:
-        for file in files:
-            graph = at_precision(graphs[file.role], file.precision)
-            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file.name).write_bytes(to_onnx(graph, opset=file.opset))
-            _advance(progress, f"export {file.role}")
+        for role in _export(graphs, files, folder):
+            _advance(progress, f"export {role}")
         (folder / TREE).write_text(model.tree.topology.to_json(), "utf-8", newline="\n")
         manifest = _manifest(model, graphs, sets)
         # The proof reads the bundle through the runtime, so a manifest must be there before it.
@@ -100,6 +104,34 @@ def export_bundle(
         _seal(folder, manifest)
         _advance(progress, "compare")
     return out
+
+
+def _export(
+    graphs: Mapping[str, Graph], files: Sequence[PlannedFile], folder: Path
+) -> Iterator[str]:
+    """Writes the ONNX files, and gives the role of each that is done.
+
+    Tracing is Python on one core. The step is the longest, so it is the first.
+    """
+    network = sum(weight.numel() for weight in graphs["step"].module.parameters())
+    together = min(WORKERS, os.cpu_count() or 1) if network > LARGE else 1
+    written = joblib.Parallel(together, return_as="generator_unordered", max_nbytes=None)(
+        joblib.delayed(_write)(graphs[file.role], file, folder)
+        for file in sorted(files, key=lambda file: file.role != "step")
+    )
+    yield from written
+
+
+def _write(graph: Graph, file: PlannedFile, folder: Path) -> str:
+    from .to_onnx import to_onnx
+
+    graph = at_precision(graph, file.precision)
+    if file.opset == ONNX_RUNTIME_OPSET and file.precision == "fp32":
+        graph = in_phases(graph)
+    out = folder / file.name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(to_onnx(graph, opset=file.opset))
+    return file.role
 
 
 def _manifest(

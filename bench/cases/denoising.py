@@ -1,6 +1,7 @@
 """Cases of the denoiser: ONNX Runtime against eager PyTorch, ours against the published form.
 
-In `step`, `generate` and `sheet` the PyTorch side is our float32 network as it was trained.
+In `step` the PyTorch side is the U-Net in the published form, which is given the embedding; in
+`generate` and `hoisting` it is our own float32 network as it was trained.
 `plain_loop` encodes the paths and the timestep anew in every step, as the published code does, but
 for the whole batch at once, and runs the tree once and not in every step.
 
@@ -73,6 +74,7 @@ def step(setting: Setting, batch: int, backend: str = "onnxruntime", **options: 
     """One denoising step of a batch: the bundle's graph against eager PyTorch."""
     prepare()
     model = _model(setting)
+    plain = _plain(model)
     sampler = _sampler(setting, backend, **options)
     table = _table(model)
     cond = torch.randn(batch, model.denoiser.unet.embed_dim)
@@ -89,7 +91,7 @@ def step(setting: Setting, batch: int, backend: str = "onnxruntime", **options: 
 
     @torch.inference_mode()
     def eager() -> Tensor:
-        eps: Tensor = model.denoiser.unet(x, times[0] + cond)
+        eps = plain.body(x, times[0] + cond)
         return _update(x, eps, table, 0)
 
     return Pair(ours=lambda: sampler.call("step", feeds), baseline=eager)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from treediffusion.config import UNetConfig
 from treediffusion.nn import prepared as module
+from treediffusion.nn.enlarge import Enlarge
 from treediffusion.nn.prepared import prepared
-from treediffusion.nn.unet import Enlarge, Norm, UNet
+from treediffusion.nn.unet import Norm, UNet
 
 WIDE = UNetConfig(channels=64, multipliers=(1, 2), blocks=1, heads=4, attention=(2,))
 

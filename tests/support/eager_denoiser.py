@@ -75,7 +75,10 @@ class EagerDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, z_path: Tensor, nodes: Tensor) -> Tensor:
         """x: [B, C, H, W], t: [B], z_path: [B, P, D], nodes: [B, P], -1 absent -> [B, C, H, W]."""
-        emb = self.time(self.sinusoid(t)) + self.encode(z_path, nodes)
+        return self.body(x, self.time(self.sinusoid(t)) + self.encode(z_path, nodes))
+
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: [B, C, H, W], emb: [B, E] -> [B, C, H, W]."""
         h = F.pad(x, self.pad * 2)
         skips = []
         for layers in self.inputs:

@@ -2,8 +2,7 @@
 
 * Kernels lie in the order in which the CPU's convolutions read them, instead of being sorted anew
   in every call; where maps are small, that is a good part of a call.
-* Enlarging maps twice and then a 3x3 convolution is one transposed convolution of 4x4, stride 2,
-  whose kernel is the sum of four shifted ones: 16 products for each pixel instead of 36.
+* Kernels of enlarging convolutions are summed (`enlarge`).
 * In float32, large maps are convolved by Winograd's F(4x4, 3x3): tiles of 6x6 numbers d and kernels
   g become B' d B and G g G', multiplied pointwise, summed over channels, and A' m A is a tile of
   4x4 results: 36 products instead of 144. The points 0, 3/4, -3/4, 3/2, -3/2 keep the error at
@@ -25,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import Enlarge, Norm
+from .enlarge import Enlarge, transposed
+from .unet import Norm
 
 TILE = 4
 WINOGRAD_SIDE = 16
@@ -83,15 +83,12 @@ class _Conv(nn.Module):
 
 
 class _Enlarge(nn.Module):
-    """`Enlarge` as a transposed convolution."""
+    """`Enlarge` with its kernels summed beforehand."""
 
     def __init__(self, plain: Enlarge) -> None:
         super().__init__()
         self.bias = plain.bias
-        wide = F.pad(plain.weight.detach(), (1, 1, 1, 1))  # [C_out, C_in, 5, 5]
-        rows = wide[:, :, 1:] + wide[:, :, :-1]
-        kernel = rows[:, :, :, 1:] + rows[:, :, :, :-1]
-        self.kernel = kernel.flip(2, 3).transpose(0, 1).contiguous()
+        self.kernel = transposed(plain.weight.detach()).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C_out, 2 H, 2 W]."""

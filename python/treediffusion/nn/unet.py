@@ -25,6 +25,7 @@ from ..config import UNetConfig
 from ..errors import ConfigError, ShapeError
 from ..kernels.cond_silu import cond_silu
 from ..kernels.gn_silu import Mode, gn_silu
+from .enlarge import Enlarge
 
 GROUPS = 32
 
@@ -184,14 +185,6 @@ class UpLevel(nn.Module):
         if self.grow is not None:
             h = self.grow(h)
         return h
-
-
-class Enlarge(nn.Conv2d):
-    """A 3x3 convolution of the map enlarged twice, pixels repeated."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C_out, 2 H, 2 W]."""
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stage(nn.Module):
