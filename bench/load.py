@@ -18,6 +18,7 @@ import http.client
 import json
 import multiprocessing
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -42,6 +43,7 @@ ROUNDS = 4
 REQUESTS = 2000
 """Of each measurement of single requests."""
 ONE = {"n": 1, "seed": 0, "num_inference_steps": 1}
+LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 def main() -> None:
@@ -95,27 +97,48 @@ class Server:
 
 
 class Connection:
-    """One that stays open, and its last answer.
+    """One that stays open, and its last answer; it reads bytes, and nothing of a head but its size.
 
     Args:
         port: of the server.
     """
 
     def __init__(self, port: int) -> None:
-        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.status, self.text = 0, b""
 
     def seconds(self, path: str, request: Mapping[str, object]) -> float:
         """From the request's first byte to the answer's last."""
-        body = json.dumps(request).encode()
+        asked = post(path, request)
         began = time.perf_counter()
-        self._http.request("POST", path, body, {"content-type": "application/json"})
-        answer = self._http.getresponse()
-        self.status, self.text = answer.status, answer.read()
-        return time.perf_counter() - began
+        self._socket.sendall(asked)
+        got = b""
+        while b"\r\n\r\n" not in got:
+            got += self._read()
+        head, _, body = got.partition(b"\r\n\r\n")
+        found = LENGTH.search(head)
+        assert found is not None, head
+        while len(body) < int(found[1]):
+            body += self._read()
+        took = time.perf_counter() - began
+        self.status, self.text = int(head.split(maxsplit=2)[1]), body
+        return took
 
     def close(self) -> None:
-        self._http.close()
+        self._socket.close()
+
+    def _read(self) -> bytes:
+        data = self._socket.recv(2**16)
+        assert data, "the server has closed the connection"
+        return data
+
+
+def post(path: str, request: Mapping[str, object]) -> bytes:
+    """The bytes of a request."""
+    body = json.dumps(request)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def free_port() -> int:
@@ -259,10 +282,8 @@ def _refusals(bundle: Path) -> dict[str, float]:
 
 
 def _begin_and_leave(port: int, stop: threading.Event) -> None:
-    body = json.dumps({"n": 4096})
-    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     with socket.create_connection(("127.0.0.1", port)) as asking:
-        asking.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        asking.sendall(post("/v1/generate", {"n": 4096}))
         stop.wait(60)
 
 
