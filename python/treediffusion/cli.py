@@ -28,7 +28,7 @@ from .config import Config, load_config, load_preset, parse_config
 from .errors import ConfigError, TreeDiffusionError
 from .memory import keep_freed_memory
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 2, 130, 141
 
 
 class Command(Protocol):
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 ok, 1 failure, 2 a mistake in what was given, 3 a figure outside its band, 130
-        interrupted.
+        interrupted, 141 the reader of the output has left.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in {"-h", "--help"}:
@@ -272,12 +272,18 @@ def _run(command: type[Command], argv: list[str], *, prog: str) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     try:
-        return _parse(command, argv, prog=prog).run()
+        ended = _parse(command, argv, prog=prog).run()
+        sys.stdout.flush()
     except TreeDiffusionError as fault:
         return _complain(fault)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Its reader, such as `head`, has seen enough; at the end nothing may be written there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
+    return ended
 
 
 def _parse(command: type[Command], argv: list[str], *, prog: str) -> Command:

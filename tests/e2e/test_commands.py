@@ -232,3 +232,14 @@ def test_vectors_are_not_drawn_and_that_is_said_at_once(
     said = capsys.readouterr().err
     assert "vectors of 12 numbers" in said
     assert "--stage tree" in said
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    """As `treediffusion evaluate --help | head -1`."""
+    command = [sys.executable, "-m", "treediffusion", "evaluate", "--help"]
+    ended = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert ended.stdout is not None
+    assert ended.stderr is not None
+    ended.stdout.close()
+    said = ended.stderr.read()
+    assert (ended.wait(60), said) == (141, "")
