@@ -7,6 +7,7 @@ a clock.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import uvicorn
@@ -49,6 +50,9 @@ def listen(app: Any, *, host: str, port: int, drain: float) -> None:
         port: likewise.
         drain: seconds that requests underway get then.
     """
+    # What is loaded by now stays: no later collection looks through it while requests wait.
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
         app, host=host, port=port, http=Impatient, h11_max_incomplete_event_size=HEAD_BYTES,
         log_level="warning", server_header=False, limit_concurrency=CONNECTIONS,
