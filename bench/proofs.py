@@ -23,13 +23,14 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import torch
 from machine import describe
 from treediffusion.config import Config, load_preset, parse_config
-from treediffusion.data import load_images, to_float
+from treediffusion.data import load_images
 from treediffusion.errors import DataError
 from treediffusion.evaluate.clustering import clustering_metrics
 from treediffusion.evaluate.early import early_report, spread
 from treediffusion.files import write_json
 from treediffusion.train.budget import OutOfTime
 from treediffusion.train.grower import Grower
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.measure import leaf_prob
 from treediffusion.train.restarts import APART, TOGETHER
 from treediffusion.train.run import TREE, train_tree
@@ -147,7 +148,7 @@ def _add_minutes(run: Path, start: float) -> float:
 def _scores(config: Config, run: Path) -> dict[str, Any]:
     """Of the kept tree and of all, on the test part, and the ELBO on the train part."""
     data = load_images(config.data)
-    images = torch.from_numpy(to_float(data.images))
+    images = TrainingImages(data.images)
     try:
         test, part = load_images(config.data, split="test"), "test"
     except DataError:
@@ -155,7 +156,7 @@ def _scores(config: Config, run: Path) -> dict[str, Any]:
     if test.fingerprint == data.fingerprint:
         part = "train"
     assert test.labels is not None
-    unseen = torch.from_numpy(to_float(test.images))
+    unseen = TrainingImages(test.images)
     rows, topologies = [], []
     for grown in _trees(config, run, images):
         leaf = leaf_prob(grown.tree.cpu(), unseen).argmax(1).numpy()
@@ -168,7 +169,7 @@ def _scores(config: Config, run: Path) -> dict[str, Any]:
     return found | ({"all": spread(rows), "trees": rows} if len(rows) > 1 else {})
 
 
-def _trees(config: Config, run: Path, images: torch.Tensor) -> list[Grower]:
+def _trees(config: Config, run: Path, images: TrainingImages) -> list[Grower]:
     """The finished trees of a run, read from its checkpoints."""
     count = config.tree.restarts
     if count == 1:

@@ -45,6 +45,7 @@ from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.runtime.pixels import to_uint8
 from treediffusion.signals import leaf_slots
 from treediffusion.train.diffusion_stage import DiffusionStage
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.measure import leaf_prob
 from treediffusion.train.tree_stage import TreeStage
 
@@ -107,7 +108,7 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     train, test = (_halved(given.data, split) for split in ("train", "test"))
-    images = torch.from_numpy(train[0][:TRAINED]).float() / 255
+    images = TrainingImages(train[0][:TRAINED])
     tree = _tree(images, given.out)
     judge = train_classifier(
         train[0][:TRAINED], train[1][:TRAINED], classes=10, seed=0, epochs=6,
@@ -150,14 +151,14 @@ def _halved(data: str, split: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     return blocks.mean(axis=(3, 5)).round().astype(np.uint8), found.labels
 
 
-def _tree(images: torch.Tensor, out: Path) -> TreeVAE:
+def _tree(images: TrainingImages, out: Path) -> TreeVAE:
     torch.manual_seed(0)
     config = TreeConfig.model_validate(TREE)
     (grown,) = TreeStage(images, config, out / "tree.safetensors").run()
     return grown.tree.eval()
 
 
-def _equal_steps(images: torch.Tensor, tree: TreeVAE, steps: int, out: Path) -> dict[str, int]:
+def _equal_steps(images: TrainingImages, tree: TreeVAE, steps: int, out: Path) -> dict[str, int]:
     """Steps of every recipe that take the time of so many of the first."""
     seconds: dict[str, list[float]] = {name: [] for name in RECIPES}
     for _ in range(ROUNDS):
@@ -173,7 +174,7 @@ def _equal_steps(images: torch.Tensor, tree: TreeVAE, steps: int, out: Path) -> 
 
 
 def _denoiser(
-    images: torch.Tensor, tree: TreeVAE, recipe: Recipe, steps: int, path: Path
+    images: TrainingImages, tree: TreeVAE, recipe: Recipe, steps: int, path: Path
 ) -> tuple[Config, Denoiser, dict[str, Any]]:
     config = _stage_config(recipe, steps=steps)
     torch.manual_seed(1)
@@ -214,7 +215,7 @@ class Score:
         save_png(picture, image_grid(images[:100], 10))
         judged, of_test = self.judge.judge(images), self.judge.judge(self.test)
         again, of_real = (
-            leaf_prob(self.tree, torch.from_numpy(each).float() / 255).argmax(1).numpy()
+            leaf_prob(self.tree, TrainingImages(each)).argmax(1).numpy()
             for each in (images, self.test)
         )
         found = leaf_quality(

@@ -24,6 +24,7 @@ from cases import treevae
 from machine import describe
 from treediffusion.files import write_json
 from treediffusion.nn.grove import Grove
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.losses import TreeObjective
 from treediffusion.train.optimizer import make_adam
 from treediffusion.train.step import WARMUP, GraphedStep, Step
@@ -52,6 +53,7 @@ def steps(setting: treevae.Setting) -> dict[str, float]:
     torch.manual_seed(0)
     tree, reference = (model.cuda() for model in treevae.trees(setting))
     images = torch.rand(4 * setting.batch, *tree.image_shape, device="cuda")
+    placed = TrainingImages(images.cpu().numpy(), "cuda")
     noise = torch.randn(setting.batch, tree.topology.num_nodes, *tree.latent_shape, device="cuda")
     rows = torch.arange(setting.batch, device="cuda")
     plain = torch.optim.Adam(reference.parameters(), 1e-3, weight_decay=1e-5)
@@ -72,7 +74,7 @@ def steps(setting: treevae.Setting) -> dict[str, float]:
     )
     for name, kind, trained, picked, compiled in forms:
         optimizer = make_adam(trained.parameters(), 1e-3)
-        step = kind(TreeObjective(trained, images), optimizer, compiled=compiled)
+        step = kind(TreeObjective(trained, placed), optimizer, compiled=compiled)
         step.set(kl_weight=1.0, learning_rate=1e-3)
         for _ in range(WARMUP + 1):
             step(picked)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .config import Config, load_preset, merge_settings, parse_config
-from .data import load_images, to_float
+from .data import Pixels, load_images, to_float
 from .data.content import LAYOUTS, as_images
 from .errors import BackendUnavailableError, CheckpointError, ConfigError, DataError
 from .files import write_json
@@ -36,6 +36,7 @@ from .nn.tree_vae import TreeVAE
 from .topology import TreeTopology
 from .train.budget import TrainingProgress
 from .train.grower import Grower
+from .train.images import TrainingImages
 from .train.measure import CHUNK, leaf_prob, mean_elbo
 from .train.plan import tree_cost
 from .train.restarts import SEED_STRIDE
@@ -117,7 +118,7 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
         config, device = self._settings(), _device(self.device)
         with _folder(self.checkpoint) as folder, _own_state(device, config.threads):
             _claim(folder, config, images)
-            grown = _train(torch.from_numpy(images).to(device), config, folder, self.verbose)
+            grown = _train(TrainingImages(images, device), config, folder, self.verbose)
         self._threads = config.threads
         self.tree_: TreeVAE = grown.tree
         self.topology_: TreeTopology = grown.tree.topology
@@ -147,7 +148,7 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
         shape = (self.topology_.num_nodes, *self.tree_.latent_shape)
         means = []
         with self._running() as device:
-            for x in _chunks(images, device):
+            for x in TrainingImages(images, device).chunks(CHUNK):
                 # Without noise a sample is its mean.
                 found = self.tree_.infer(x, noise=torch.zeros(len(x), *shape, device=device))
                 means.append(found.nodes.z[:, TreeTopology.ROOT].flatten(1).cpu())
@@ -223,7 +224,7 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
                 "random_state", got=repr(self.random_state), expected="an int, RandomState or None"
             ) from fault
 
-    def _checked(self, X: Any) -> NDArray[np.float32]:
+    def _checked(self, X: Any) -> Pixels:
         """[n, C, H, W] images like those of `fit`."""
         check_is_fitted(self)
         images = _images(X)
@@ -234,15 +235,14 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
             raise DataError("X", got=f"images of {got}", expected=f"{expected}, as in fit")
         return images
 
-    def _leaf_prob(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _leaf_prob(self, images: Pixels) -> NDArray[np.float64]:
         with self._running() as device:
-            parts = [leaf_prob(self.tree_, x).double().cpu() for x in _chunks(images, device)]
-        return torch.cat(parts).numpy()
+            return leaf_prob(self.tree_, TrainingImages(images, device)).double().cpu().numpy()
 
-    def _elbo(self, images: NDArray[np.float32]) -> float:
+    def _elbo(self, images: Pixels) -> float:
         with self._running() as device:
             torch.manual_seed(SCORE_SEED)
-            return mean_elbo(self.tree_, torch.from_numpy(images).to(device))["elbo"]
+            return mean_elbo(self.tree_, TrainingImages(images, device))["elbo"]
 
     @contextmanager
     def _running(self) -> Iterator[torch.device]:
@@ -253,7 +253,7 @@ class TreeVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):  # type: 
             yield device
 
 
-def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> Grower:
+def _train(images: TrainingImages, config: Config, folder: Path, verbose: bool) -> Grower:
     """The restart to keep, of all of them one after another.
 
     Not side by side as in `train.restarts`: its processes read images from a named source, and need
@@ -269,11 +269,13 @@ def _train(images: Tensor, config: Config, folder: Path, verbose: bool) -> Growe
     return choose_tree(trees, config.tree)
 
 
-def _claim(folder: Path, config: Config, images: NDArray[np.float32]) -> None:
+def _claim(folder: Path, config: Config, images: Pixels) -> None:
     """Writes what the fit depends on, or checks that it is what the folder's fit began with."""
     path = folder / CLAIM
     digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(images.data)
+    for start in range(0, len(images), CHUNK):
+        # Of floats: the same images are the same fit, whether as bytes or as floats.
+        digest.update(np.ascontiguousarray(to_float(images[start : start + CHUNK])).data)
     mine = {
         "tree": json.loads(config.tree.model_dump_json()),
         "threads": config.threads,
@@ -332,13 +334,8 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _chunks(images: NDArray[np.float32], device: torch.device) -> Iterator[Tensor]:
-    for part in torch.split(torch.from_numpy(images), CHUNK):
-        yield part.to(device)
-
-
-def _images(X: Any) -> NDArray[np.float32]:
-    """[n, C, H, W] float32 in 0..1 from any form that the class names, in memory of its own order.
+def _images(X: Any) -> Pixels:
+    """[n, C, H, W] uint8, or float32 in 0..1, from any form that the class names.
 
     Raises:
         DataError: not images, or of a shape, type or range that cannot be used.
@@ -355,8 +352,7 @@ def _images(X: Any) -> NDArray[np.float32]:
             expected="square images",
             hint="crop or resize them first",
         )
-    # Torch warns of arrays that cannot be written to, as memory maps and views often are.
-    return np.require(to_float(pixels), requirements=["C", "W"])
+    return pixels
 
 
 def _array(X: Any) -> NDArray[Any]:

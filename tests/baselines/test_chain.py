@@ -25,6 +25,7 @@ from treediffusion.evaluate.likelihood import log_likelihood
 from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.train import checkpoint
 from treediffusion.train.budget import OutOfTime
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.measure import mean_elbo
 
 CONFIG = TreeConfig(
@@ -37,6 +38,10 @@ KINDS = ("vae", "ladder_vae")
 
 def images(count: int = 24) -> torch.Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)).round()
+
+
+def placed(count: int = 24) -> TrainingImages:
+    return TrainingImages(images(count).numpy())
 
 
 def chain(nodes: int, config: TreeConfig = CONFIG) -> Chain:
@@ -130,7 +135,7 @@ def test_a_rung_that_tells_nothing_costs_nothing() -> None:
 def test_elbo_is_below_the_likelihood(nodes: int) -> None:
     model, x = chain(nodes).float(), images(6)
     torch.manual_seed(0)
-    elbo = np.mean([mean_elbo(model, x)["elbo"] for _ in range(50)])
+    elbo = np.mean([mean_elbo(model, placed(6))["elbo"] for _ in range(50)])
     numbers = torch.Generator().manual_seed(0)
     assert elbo < float(log_likelihood(model, x, samples=100, generator=numbers).mean())
 
@@ -148,10 +153,10 @@ def test_generation_starts_from_the_root(nodes: int) -> None:
 
 def test_embeddings_are_means_and_repeat() -> None:
     model, x = chain(3).float(), images()
-    first = embed(model, x)
+    first = embed(model, placed())
     assert first.shape == (24, 8)
-    np.testing.assert_array_equal(first, embed(model, x))
-    np.testing.assert_allclose(first[:5], embed(model, x[:5]), atol=1e-5)
+    np.testing.assert_array_equal(first, embed(model, placed()))
+    np.testing.assert_allclose(first[:5], embed(model, TrainingImages(x[:5].numpy())), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if "treevae" in name])
@@ -181,7 +186,7 @@ def test_training_goes_through_its_phases_and_learns(kind: str, tmp_path: Path) 
     path = tmp_path / "chain.safetensors"
     phases = CONFIG.phases.model_copy(update={"initial": 8})
     config = CONFIG.model_copy(update={"kl_limit": 0.1, "phases": phases})
-    model = train_chain(images(), config, path, kind=kind, seed=0)  # type: ignore[arg-type]
+    model = train_chain(placed(), config, path, kind=kind, seed=0)  # type: ignore[arg-type]
     _, state = checkpoint.load(path)
     kinds = [row["phase"] for row in state["history"]]
     assert kinds == ["initial"] * rounds(config) + ["final"]
@@ -194,12 +199,12 @@ def test_training_goes_through_its_phases_and_learns(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_training_ends_as_if_it_had_not_been(kind: str, tmp_path: Path) -> None:
-    straight = train_chain(images(), CONFIG, tmp_path / "a", kind=kind, seed=3)  # type: ignore[arg-type]
+    straight = train_chain(placed(), CONFIG, tmp_path / "a", kind=kind, seed=3)  # type: ignore[arg-type]
     stops, finished = 0, None
     while finished is None:
         try:
             finished = train_chain(
-                images(),
+                placed(),
                 CONFIG,
                 tmp_path / "b",
                 kind=kind,
@@ -215,4 +220,4 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(kind: str, tmp_path: Path
 
 def test_images_that_nobody_trains_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 2"):
-        train_chain(images(1), CONFIG, tmp_path / "x", kind="vae", seed=0)
+        train_chain(placed(1), CONFIG, tmp_path / "x", kind="vae", seed=0)

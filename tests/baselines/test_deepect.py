@@ -14,6 +14,7 @@ from treediffusion.config import TreeConfig
 from treediffusion.errors import ConfigError
 from treediffusion.evaluate.clustering import clustering_metrics
 from treediffusion.train.budget import OutOfTime
+from treediffusion.train.images import TrainingImages
 
 CONFIG = TreeConfig(
     codec="mlp", latent_channels=3, latent_size=1, channels=8, levels=3, max_leaves=4,
@@ -33,7 +34,7 @@ def grown() -> ClusterTree:
     return model
 
 
-def blobs() -> tuple[torch.Tensor, np.ndarray]:
+def blobs() -> tuple[TrainingImages, np.ndarray]:
     """Four classes of vectors around corners that are far apart."""
     numbers = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 40)
@@ -41,8 +42,8 @@ def blobs() -> tuple[torch.Tensor, np.ndarray]:
     corners[:, :4] = np.eye(4) * 0.8 + 0.1
     points = np.clip(corners[labels] + numbers.normal(0, 0.02, (160, 10)), 0, 1)
     order = numbers.permutation(160)
-    vectors = torch.tensor(points[order], dtype=torch.float32)[:, :, None, None]
-    return vectors, labels[order]
+    vectors = points[order].astype(np.float32)[:, :, None, None]
+    return TrainingImages(vectors), labels[order]
 
 
 def test_both_losses_are_their_definitions() -> None:

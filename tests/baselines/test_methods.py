@@ -19,6 +19,7 @@ from treediffusion.evaluate.reproduce_draw import draw_by_denoiser
 from treediffusion.progress import Progress
 from treediffusion.signals import reads_ids, reads_latents
 from treediffusion.train.budget import OutOfTime
+from treediffusion.train.images import TrainingImages
 
 TREE: dict[str, Any] = {
     "latent_channels": 4, "latent_size": 1, "channels": 8, "levels": 3, "max_leaves": 3,
@@ -118,7 +119,7 @@ def test_a_baseline_that_there_is_not(task: Task) -> None:
 
 
 def test_ddim_is_told_nothing_and_draws(tmp_path: Path) -> None:
-    images = torch.from_numpy(IMAGES[:23]).float() / 255
+    images = TrainingImages(IMAGES[:23])
     tree, denoiser = train_unconditional(images, CONFIG, tmp_path / "d.safetensors", seed=0)
     told = blank_config(CONFIG.diffusion)
     assert not reads_ids(told.signal)
@@ -133,7 +134,7 @@ def test_ddim_is_told_nothing_and_draws(tmp_path: Path) -> None:
 
 def test_a_stopped_ddim_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """The blank tree is the same in every call: the checkpoint would refuse another."""
-    images = torch.from_numpy(IMAGES[:23]).float() / 255
+    images = TrainingImages(IMAGES[:23])
     _, straight = train_unconditional(images, CONFIG, tmp_path / "a", seed=4)
     with pytest.raises(OutOfTime):
         train_unconditional(images, CONFIG, tmp_path / "b", seed=4, progress=Impatient(5))
@@ -143,7 +144,7 @@ def test_a_stopped_ddim_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 def test_making_a_blank_tree_disturbs_nobody() -> None:
-    images = torch.rand(4, 3, 8, 8)
+    images = TrainingImages(torch.rand(4, 3, 8, 8).numpy())
     torch.manual_seed(1)
     blank_tree(images)
     after = torch.rand(3)
@@ -152,8 +153,9 @@ def test_making_a_blank_tree_disturbs_nobody() -> None:
 
 
 def test_nobody_draws_vectors(tmp_path: Path) -> None:
+    vectors = TrainingImages(torch.rand(5, 20, 1, 1).numpy())
     with pytest.raises(ConfigError, match="vectors of 20"):
-        train_unconditional(torch.rand(5, 20, 1, 1), CONFIG, tmp_path / "x", seed=0)
+        train_unconditional(vectors, CONFIG, tmp_path / "x", seed=0)
 
 
 def _parts(found: Found) -> set[str]:

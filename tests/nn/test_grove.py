@@ -19,6 +19,7 @@ from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
 from treediffusion.train import losses
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.losses import SubtreeObjective, SubtreesObjective, TreeObjective
 
 INITIAL = TreeTopology.initial()
@@ -206,7 +207,7 @@ def test_leaves_that_grow_together_grow_as_apart(
     more = {"contrastive": ContrastiveConfig(weight=contrast), "augmentation": "shifts"}
     trees = make_trees(form, **(more if contrast else {}))
     leaves = ["r010", "r1", "r111"]
-    images = torch.rand(12, *trees[0].image_shape, dtype=torch.float64)
+    images = TrainingImages(torch.rand(12, *trees[0].image_shape, dtype=torch.float64).numpy())
     members = [torch.tensor(rows) for rows in ([1, 3, 4, 8], [0, 2, 5, 6, 7, 9], [11, 10, 2, 1, 0])]
     children = children_of(trees, leaves)
     monkeypatch.setattr(losses, "random_view", lambda images, kind: images.flip(-1))
@@ -253,7 +254,7 @@ def test_the_loss_of_whole_trees_is_the_sum_of_theirs(
     """With the contrastive terms, of views of each tree's own images."""
     more = {"contrastive": ContrastiveConfig(weight=contrast), "augmentation": "shifts"}
     trees = make_trees("cnn1", **(more if contrast else {}))
-    images = torch.rand(12, *trees[0].image_shape, dtype=torch.float64)
+    images = TrainingImages(torch.rand(12, *trees[0].image_shape, dtype=torch.float64).numpy())
     monkeypatch.setattr(losses, "random_view", lambda images, kind: images.flip(-1))
     monkeypatch.setattr(torch, "randn", lambda *shape, **kinds: torch.zeros(*shape, **kinds))
     rows = torch.tensor([[3, 5, 0], [1, 0, 4], [0, 2, 2], [11, 9, 8]])

@@ -24,6 +24,7 @@ from treediffusion.nn.tree_objective import tree_elbo
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
 from treediffusion.train.conditions import Conditions, Told
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.losses import Trunk
 
 pytest.importorskip("triton")
@@ -296,7 +297,8 @@ def test_frozen_trees_are_packed_where_training_draws_from_them() -> None:
     images = torch.rand(5, 1, 8, 8, device=DEVICE)
 
     def drawn() -> tuple[Told, Tensor]:
-        conditions = Conditions(images, tree, DiffusionConfig())
+        placed = TrainingImages(images.cpu().numpy(), DEVICE)
+        conditions = Conditions(placed, tree, DiffusionConfig())
         trunk = Trunk(tree, "r10")
         features, _ = trunk.describe(images)
         torch.manual_seed(1)

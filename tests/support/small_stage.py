@@ -12,6 +12,7 @@ from treediffusion.progress import Progress
 from treediffusion.topology import TreeTopology
 from treediffusion.train.budget import OutOfTime
 from treediffusion.train.diffusion_stage import DiffusionStage
+from treediffusion.train.images import TrainingImages
 
 IMAGES, STEPS = 23, 12
 SETTINGS = {
@@ -52,8 +53,9 @@ def small_stage(
     tree_config = TreeConfig(latent_channels=2, channels=4, levels=3, max_leaves=4)
     tree = TreeVAE(tree_config, TreeTopology.initial(), image_channels=1, image_size=8)
     images = torch.rand(IMAGES, 1, 8, 8).round()
+    placed = TrainingImages(images.numpy(), device)
     stage = DiffusionStage(
-        images.to(device), tree.to(device), config or small_config(), path, seed=7, **keywords
+        placed, tree.to(device), config or small_config(), path, seed=7, **keywords
     )
     # Gradients of biases before norms are zero but for rounding, which Adam would divide by itself.
     stage._optimizer.param_groups[0]["eps"] = 1e-3

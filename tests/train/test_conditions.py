@@ -8,7 +8,9 @@ from torch import Tensor
 from treediffusion.config import DiffusionConfig, TreeConfig
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
+from treediffusion.train import conditions
 from treediffusion.train.conditions import Conditions
+from treediffusion.train.images import TrainingImages
 
 TREE = TreeTopology.initial().grow("r1").grow("r10")
 MANY = 4000
@@ -23,15 +25,16 @@ def tree() -> TreeVAE:
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+def images() -> TrainingImages:
+    drawn = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return TrainingImages(drawn.numpy())
 
 
 def lengths(ids: Tensor) -> list[int]:
     return (ids >= 0).sum(dim=1).tolist()
 
 
-def test_leaves_are_drawn_by_their_probability(tree: TreeVAE, images: Tensor) -> None:
+def test_leaves_are_drawn_by_their_probability(tree: TreeVAE, images: TrainingImages) -> None:
     """Within four deviations of the share that p(l | x) gives each leaf."""
     torch.manual_seed(0)
     told = Conditions(images, tree, DiffusionConfig()).draw(torch.full((MANY,), 1))
@@ -45,14 +48,14 @@ def test_leaves_are_drawn_by_their_probability(tree: TreeVAE, images: Tensor) ->
 
 
 @pytest.mark.parametrize("signal", ["leaf_id", "leaf_embedding", "leaf_id_embedding"])
-def test_a_leafs_signal_has_one_slot(tree: TreeVAE, images: Tensor, signal: str) -> None:
+def test_a_leafs_signal_has_one_slot(tree: TreeVAE, images: TrainingImages, signal: str) -> None:
     told = Conditions(images, tree, DiffusionConfig(signal=signal)).draw(torch.arange(3))  # type: ignore[arg-type]
     assert told.nodes.shape == (3, 1)
     assert set(told.nodes[:, 0].tolist()) <= set(range(TREE.num_leaves))
     assert told.z_path.shape == (3, 1, 2 * tree.latent_size**2)
 
 
-def test_the_picture_is_that_of_the_drawn_leaf(tree: TreeVAE, images: Tensor) -> None:
+def test_the_picture_is_that_of_the_drawn_leaf(tree: TreeVAE, images: TrainingImages) -> None:
     """Decoded from the very latents that the path holds."""
     torch.manual_seed(0)
     config = DiffusionConfig(signal="leaf_id_embedding", reconstruction="concat")
@@ -67,13 +70,13 @@ def test_the_picture_is_that_of_the_drawn_leaf(tree: TreeVAE, images: Tensor) ->
 
 
 def test_no_decoder_runs_where_its_picture_is_not_seen(
-    tree: TreeVAE, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    tree: TreeVAE, images: TrainingImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tree.nodes, "decode", None)
     assert Conditions(images, tree, DiffusionConfig()).draw(torch.arange(3)).reconstruction is None
 
 
-def test_signals_are_left_out_for_their_share(tree: TreeVAE, images: Tensor) -> None:
+def test_signals_are_left_out_for_their_share(tree: TreeVAE, images: TrainingImages) -> None:
     torch.manual_seed(0)
     told = Conditions(images, tree, DiffusionConfig(path_dropout=0.25)).draw(
         torch.zeros(MANY).long()
@@ -82,7 +85,7 @@ def test_signals_are_left_out_for_their_share(tree: TreeVAE, images: Tensor) -> 
     assert abs(empty - 0.25) < 4 * (0.25 * 0.75 / MANY) ** 0.5
 
 
-def test_paths_are_cut_to_every_length_alike(tree: TreeVAE, images: Tensor) -> None:
+def test_paths_are_cut_to_every_length_alike(tree: TreeVAE, images: TrainingImages) -> None:
     """Always a path from the root on; a cut one misses its leaf, and may be empty."""
     torch.manual_seed(0)
     told = Conditions(images, tree, DiffusionConfig(level_dropout=1.0)).draw(
@@ -95,7 +98,7 @@ def test_paths_are_cut_to_every_length_alike(tree: TreeVAE, images: Tensor) -> N
     assert {len([k for k in ids if k >= 0]) for ids in found} >= {0, 1}
 
 
-def test_the_same_seed_draws_the_same(tree: TreeVAE, images: Tensor) -> None:
+def test_the_same_seed_draws_the_same(tree: TreeVAE, images: TrainingImages) -> None:
     source = Conditions(images, tree, DiffusionConfig(path_dropout=0.5, level_dropout=0.5))
     drawn = []
     for _ in range(2):
@@ -103,3 +106,26 @@ def test_the_same_seed_draws_the_same(tree: TreeVAE, images: Tensor) -> None:
         drawn.append(source.draw(torch.arange(3)))
     assert torch.equal(drawn[0].z_path, drawn[1].z_path)
     assert torch.equal(drawn[0].nodes, drawn[1].nodes)
+
+
+@pytest.mark.parametrize("reconstruction", ["none", "concat"])
+def test_what_there_is_no_room_for_is_computed_for_each_batch(
+    reconstruction: str, tree: TreeVAE, images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the maps and logits of three images is asked for."""
+    config = DiffusionConfig.model_validate({"reconstruction": reconstruction})
+    asked, drawn = [], []
+    for room in (True, False):
+        monkeypatch.setattr(
+            conditions, "has_room", lambda *ask, room=room: (asked.append(ask), room)[1]
+        )
+        source = Conditions(images, tree, config)
+        torch.manual_seed(3)
+        drawn.append(source.draw(torch.tensor([2, 0])))
+    kept, fresh = drawn
+    assert torch.equal(kept.nodes, fresh.nodes)
+    torch.testing.assert_close(kept.z_path, fresh.z_path)
+    torch.testing.assert_close(kept.reconstruction, fresh.reconstruction)
+    features = tree.bottom_up(images[:])
+    logit = tree.nodes.route(features[:, None])
+    assert asked == [(images.device, features.nbytes + logit.nbytes)] * 2

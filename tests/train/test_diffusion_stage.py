@@ -149,7 +149,6 @@ def test_no_step_waits_for_a_value(tmp_path: Path) -> None:
 
     stage = small_stage(tmp_path / "c")
     stage._conditions = Conditions(stage.images, stage.tree, stage.config)
-    stage._x0 = stage.images
     step = stage._make_step()
     with Watch() as watch:
         for _ in range(3):

@@ -25,6 +25,7 @@ from treediffusion.errors import (
 )
 from treediffusion.estimator import TreeVAEClusterer
 from treediffusion.train import checkpoint
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.tree_stage import TreeStage
 
 SETTINGS: dict[str, Any] = {
@@ -99,7 +100,7 @@ def test_attributes_describe_the_tree(fitted: TreeVAEClusterer) -> None:
 def test_it_is_the_tree_of_the_training_stage(fitted: TreeVAEClusterer, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        images = torch.from_numpy(X[:, None] / np.float32(255))
+        images = TrainingImages(X[:, None] / np.float32(255))
         (grown,) = TreeStage(images, fitted.tree_.config, tmp_path / "tree.safetensors").run()
     theirs = grown.tree.state_dict()
     assert grown.tree.topology == fitted.topology_
@@ -195,6 +196,13 @@ def test_a_stopped_fit_continues(
         stopped.predict(X)
     assert stopped.fit(X).elbo_ == fitted.elbo_
     assert (stopped.labels_ == fitted.labels_).all()
+
+
+def test_bytes_and_the_same_images_as_floats_are_one_fit(tmp_path: Path) -> None:
+    mine = clusterer(checkpoint=tmp_path).fit(X)
+    again = clusterer(checkpoint=tmp_path).fit(X / np.float32(255))
+    assert again.labels_.tolist() == mine.labels_.tolist()
+    assert again.elbo_ == mine.elbo_
 
 
 def test_a_checkpoint_is_of_one_fit(tmp_path: Path, fitted: TreeVAEClusterer) -> None:

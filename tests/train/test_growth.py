@@ -8,6 +8,7 @@ from treediffusion.config import TreeConfig
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
 from treediffusion.train.growth import choose_pruned, choose_split, effective_leaves, members
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.measure import leaf_prob, mean_elbo, split_score
 
 CONFIG = TreeConfig(max_leaves=3, levels=3, batch_size=2)
@@ -110,7 +111,7 @@ def test_scores_sum_to_the_trees_own_terms(criterion: str) -> None:
         latent_channels=2, channels=4, levels=3, max_leaves=3, batch_size=4, criterion=criterion
     )
     tree = TreeVAE(config, TWO.grow("r0"), image_channels=1, image_size=8)
-    images = torch.rand(10, 1, 8, 8)
+    images = TrainingImages(torch.rand(10, 1, 8, 8).numpy())
     torch.manual_seed(1)
     score = split_score(tree, images)
     if criterion == "samples":
@@ -128,7 +129,7 @@ def test_leaf_probabilities_do_not_depend_on_the_mode_or_on_chance() -> None:
     torch.manual_seed(0)
     config = TreeConfig(latent_channels=2, channels=4, levels=3, max_leaves=3)
     tree = TreeVAE(config, TWO, image_channels=1, image_size=8).train()
-    images = torch.rand(6, 1, 8, 8)
+    images = TrainingImages(torch.rand(6, 1, 8, 8).numpy())
     first, state = leaf_prob(tree, images), torch.get_rng_state()
     assert torch.equal(leaf_prob(tree.train(), images), first)
     assert torch.equal(torch.get_rng_state(), state)

@@ -12,6 +12,7 @@ from treediffusion.nn.tree_objective import contrastive_loss, subtree_elbo, tree
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.topology import TreeTopology
 from treediffusion.train import losses
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.losses import SubtreeObjective, TreeObjective, Trunk, make_views
 
 DEEP = TreeTopology.of(["r", "r0", "r1", "r00", "r01"])
@@ -34,10 +35,14 @@ def draw(count: int, *, seed: int = 0) -> Tensor:
     return torch.rand(count, 1, 8, 8, dtype=torch.float64, generator=generator)
 
 
+def drawn(count: int) -> TrainingImages:
+    return TrainingImages(draw(count).numpy())
+
+
 def subtree(tree: TreeVAE, leaf: str, members: Tensor, **keywords: int) -> SubtreeObjective:
     torch.manual_seed(1)
     children = tree.new_leaves(leaf).double().train()
-    return SubtreeObjective(tree, leaf, children, draw(12), members, **keywords)
+    return SubtreeObjective(tree, leaf, children, drawn(12), members, **keywords)
 
 
 @pytest.mark.parametrize("leaf", ["r1", "r01"])
@@ -121,7 +126,7 @@ def test_the_tree_above_is_untouched_and_decodes_nothing(monkeypatch: pytest.Mon
 def test_making_a_trunk_leaves_the_random_numbers_alone() -> None:
     """A continued run makes it once more than one that was not stopped."""
     tree, state = make_tree(), torch.get_rng_state()
-    Trunk(tree, "r00").known(draw(12), torch.arange(12), losses.CACHE_LIMIT)
+    Trunk(tree, "r00").known(drawn(12), torch.arange(12), losses.CACHE_LIMIT)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -129,8 +134,8 @@ def test_nothing_is_remembered_beyond_the_limit_or_of_random_views() -> None:
     tree, rows = make_tree(), torch.arange(12)
     trunk = Trunk(tree, "r1")
     bytes_needed = 12 * trunk.describe(draw(1))[0].nbytes
-    assert trunk.known(draw(12), rows, bytes_needed) is not None
-    assert trunk.known(draw(12), rows, bytes_needed - 1) is None
+    assert trunk.known(drawn(12), rows, bytes_needed) is not None
+    assert trunk.known(drawn(12), rows, bytes_needed - 1) is None
     objective = subtree(make_tree(augmentation="shifts"), "r1", rows)
     first, second = (objective.loss(rows, 1.0).item() for _ in range(2))
     assert first != second
@@ -141,7 +146,7 @@ def test_a_whole_trees_loss_is_its_elbo_and_contrast(monkeypatch: pytest.MonkeyP
     views, rows = torch.cat([draw(3, seed=5), draw(3, seed=6)]), torch.tensor([4, 0, 7])
     monkeypatch.setattr(losses, "random_view", lambda images, kind: views)
     torch.manual_seed(3)
-    loss = TreeObjective(tree, draw(12)).loss(rows, 0.3)
+    loss = TreeObjective(tree, drawn(12)).loss(rows, 0.3)
     torch.manual_seed(3)
     found = tree.infer(views)
     assert tree.projections is not None

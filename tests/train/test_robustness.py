@@ -12,6 +12,7 @@ from treediffusion.config import TreeConfig
 from treediffusion.errors import DataError, TrainingError
 from treediffusion.train import checkpoint, grower
 from treediffusion.train.grower import Grower
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.losses import TreeObjective
 from treediffusion.train.tree_stage import TreeStage
 
@@ -24,7 +25,8 @@ CONFIG = TreeConfig.model_validate(
 
 def stage(images: Tensor, path: Path, **settings: object) -> TreeStage:
     torch.manual_seed(0)
-    return TreeStage(images, CONFIG.model_copy(update=settings), path / "tree.safetensors")
+    config = CONFIG.model_copy(update=settings)
+    return TreeStage(TrainingImages(images.numpy()), config, path / "tree.safetensors")
 
 
 def draw(count: int, channels: int = 1) -> Tensor:
@@ -87,7 +89,7 @@ def test_images_that_all_fall_into_one_leaf_are_split_further(
 ) -> None:
     """The other leaf has no images: it is neither split nor kept, and neither is an error."""
 
-    def all_left(tree: torch.nn.Module, images: Tensor) -> Tensor:
+    def all_left(tree: torch.nn.Module, images: TrainingImages) -> Tensor:
         prob = torch.zeros(len(images), tree.topology.num_leaves)
         prob[:, tree.topology.leaf_names.index(min(tree.topology.leaf_names))] = 1
         return prob

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from treediffusion.config import TreeConfig
 from treediffusion.errors import TrainingError
+from treediffusion.train import step as step_module
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.optimizer import make_adam
 from treediffusion.train.step import WARMUP, GraphedStep, Step, make_step
 from treediffusion.train.tree_stage import TreeStage
@@ -57,7 +60,29 @@ def test_a_step_is_the_gradient_and_the_optimiser() -> None:
 
 def test_a_cpu_gets_the_plain_step() -> None:
     line = Line()
-    assert type(make_step(line, make_adam(line.trained.parameters(), 1.0))) is Step
+    assert type(make_step(line, make_adam(line.trained.parameters(), 1.0), resident=True)) is Step
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_only_images_on_a_gpu_are_recorded_or_compiled(
+    resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Seen(Step):
+        def __init__(self, *parts: Any, **keywords: Any) -> None:
+            made.append((type(self), keywords))
+
+    class Graphed(Seen):
+        pass
+
+    monkeypatch.setattr(step_module, "Step", Seen)
+    monkeypatch.setattr(step_module, "GraphedStep", Graphed)
+    line, weight = Line(), SimpleNamespace(device=torch.device("cuda"))
+    optimizer = make_adam(line.trained.parameters(), 1.0)
+    monkeypatch.setattr(line.trained, "parameters", lambda: iter([weight]))
+    make_step(line, optimizer, resident=resident, compiled=True)
+    assert made == ([(Graphed, {"compiled": True})] if resident else [(Seen, {})])
 
 
 def test_a_compiled_step_equals_the_plain_one() -> None:
@@ -110,7 +135,7 @@ def test_every_phase_is_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = []
     for name in ("plain", "compiled"):
         torch.manual_seed(0)
-        images = torch.rand(40, 1, 8, 8)
+        images = TrainingImages(torch.rand(40, 1, 8, 8).numpy())
         settings = config.model_copy(update={"compile": name == "compiled"})
         found += TreeStage(images, settings, tmp_path / f"{name}.safetensors").run()
     plain, compiled = ([row["elbo"] for row in tree.state.history] for tree in found)
@@ -139,7 +164,7 @@ def test_a_tree_trains_in_recorded_steps(tmp_path: Path) -> None:
         latent_channels=4, channels=8, levels=3, max_leaves=4, batch_size=32, augmentation="shifts"
     ).model_copy(update={"phases": TreeConfig().phases.model_copy(
         update={"initial": 8, "subtree": 8, "intermediate": 2, "final": 2})})  # fmt: skip
-    images = torch.rand(256, 1, 8, 8, device="cuda").round()
+    images = TrainingImages(torch.rand(256, 1, 8, 8).round().numpy(), "cuda")
     (grown,) = TreeStage(images, config, tmp_path / "tree.safetensors").run()
     history = grown.state.history
     assert history[-1]["reconstruction"] < history[0]["reconstruction"]

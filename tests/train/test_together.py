@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from treediffusion.config import Config, TreeConfig
 from treediffusion.progress import Progress
 from treediffusion.topology import TreeTopology
 from treediffusion.train import checkpoint, restarts
 from treediffusion.train.budget import OutOfTime
 from treediffusion.train.grower import Grower
+from treediffusion.train.images import TrainingImages
 from treediffusion.train.selection import choose_tree, compare_trees, describe_trees
 from treediffusion.train.tree_stage import TreeStage, save_grown
 
@@ -33,13 +33,13 @@ CONFIG = TreeConfig.model_validate(
 )  # fmt: skip
 
 
-def images() -> Tensor:
+def images() -> TrainingImages:
     """Bars at four places, so that leaves have something to part."""
     generator = torch.Generator().manual_seed(0)
     found = 0.2 * torch.rand(70, 1, 8, 8, generator=generator)
     for number in range(len(found)):
         found[number, :, :, 2 * (number % 4)] += 0.8
-    return found
+    return TrainingImages(found.numpy())
 
 
 def stage(folder: Path, progress: Progress | None = None) -> TreeStage:

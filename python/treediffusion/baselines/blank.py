@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..config import Config, DiffusionConfig, TreeConfig
 from ..diffusion.denoiser import Denoiser
@@ -18,11 +17,12 @@ from ..errors import ConfigError
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
 from ..train.diffusion_stage import DiffusionStage
+from ..train.images import TrainingImages
 from .chain import Chain, chain_topology
 
 
 def train_unconditional(
-    images: Tensor,
+    images: TrainingImages,
     config: Config,
     path: Path,
     *,
@@ -32,7 +32,7 @@ def train_unconditional(
     """A trained denoiser that is told nothing, averaged; a checkpoint is continued.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the settings of the TreeDiffusion it is compared with.
         path: the checkpoint.
         seed: of the first weights, the noise and the order of images.
@@ -64,7 +64,7 @@ def blank_config(config: DiffusionConfig) -> DiffusionConfig:
     return config.model_copy(update=nothing | {"level_dropout": 0.0})
 
 
-def blank_tree(images: Tensor) -> TreeVAE:
+def blank_tree(images: TrainingImages) -> TreeVAE:
     """One node for images like these; the same weights each time, since checkpoints name them."""
     _, channels, side, _ = images.shape
     config = TreeConfig(

@@ -30,6 +30,7 @@ from ..nn.tree_vae import Inference, TreeVAE
 from ..progress import Progress
 from ..topology import TreeTopology
 from ..train.grower import Grower
+from ..train.images import TrainingImages
 from ..train.measure import CHUNK
 from ..train.plan import phase_cost
 from ..train.tree_stage import TreeStage
@@ -104,7 +105,9 @@ class Chain(TreeVAE):
 class ChainGrower(Grower):
     """A chain in training, which goes through its phases and never grows."""
 
-    def __init__(self, images: Tensor, config: TreeConfig, path: Path, *, nodes: int) -> None:
+    def __init__(
+        self, images: TrainingImages, config: TreeConfig, path: Path, *, nodes: int
+    ) -> None:
         super().__init__(images, config, path)
         self.tree = self._tree(chain_topology(nodes))
 
@@ -124,7 +127,7 @@ class ChainStage(TreeStage):
     """Trains a chain; a `TreeStage` in everything else.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the settings of the tree it is compared with; see `chain_config`.
         path: the checkpoint; an existing one is continued.
         progress: told about every step, in the unit of `chain_cost`.
@@ -133,7 +136,7 @@ class ChainStage(TreeStage):
 
     def __init__(
         self,
-        images: Tensor,
+        images: TrainingImages,
         config: TreeConfig,
         path: Path,
         progress: Progress | None = None,
@@ -149,7 +152,7 @@ class ChainStage(TreeStage):
 
 
 def train_chain(
-    images: Tensor,
+    images: TrainingImages,
     config: TreeConfig,
     path: Path,
     *,
@@ -160,7 +163,7 @@ def train_chain(
     """A trained VAE or LadderVAE in eval mode; a finished or unfinished checkpoint is continued.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the settings of the tree it is compared with.
         path: the checkpoint.
         kind: "vae" or "ladder_vae".
@@ -179,19 +182,19 @@ def train_chain(
 
 
 @torch.no_grad()
-def embed(chain: TreeVAE, images: Tensor) -> NDArray[np.float32]:
+def embed(chain: TreeVAE, images: TrainingImages) -> NDArray[np.float32]:
     """[n, D] float32, posterior means of the deepest latent, from which images are decoded.
 
     Every sample above it is its mean, too.
 
     Args:
         chain: a VAE or a LadderVAE.
-        images: [n, C, H, W] float in 0..1, on its device.
+        images: n, whose batches come to its device.
     """
     chain.eval()
     shape = (chain.topology.num_nodes, *chain.latent_shape)
     means = []
-    for x in torch.split(images, CHUNK):
+    for x in images.chunks(CHUNK):
         found = chain.infer(x, noise=x.new_zeros(len(x), *shape))
         means.append(found.nodes.z[:, -1].flatten(1).cpu())
     return torch.cat(means).numpy()

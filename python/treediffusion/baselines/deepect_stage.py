@@ -22,6 +22,7 @@ from ..progress import Progress
 from ..train import checkpoint
 from ..train.annealing import learning_rate
 from ..train.budget import OutOfTime
+from ..train.images import TrainingImages
 from ..train.measure import CHUNK
 from ..train.optimizer import make_adam
 from ..train.plan import phase_cost
@@ -51,7 +52,7 @@ class EctStage:
     """Trains DeepECT.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the settings of the TreeVAE it is compared with.
         leaves: L, 2 or more.
         path: the checkpoint; an existing one is continued.
@@ -64,7 +65,7 @@ class EctStage:
 
     def __init__(
         self,
-        images: Tensor,
+        images: TrainingImages,
         config: TreeConfig,
         leaves: int,
         path: Path,
@@ -159,7 +160,7 @@ class EctStage:
         """[n, D] of all images, in eval mode."""
         training = self.model.training
         self.model.eval()
-        codes = torch.cat([self.model.encode(x) for x in torch.split(self.images, CHUNK)])
+        codes = torch.cat([self.model.encode(x) for x in self.images.chunks(CHUNK)])
         self.model.train(training)
         return codes
 
@@ -206,7 +207,7 @@ class EctStage:
 
 
 def train_deepect(
-    images: Tensor,
+    images: TrainingImages,
     config: TreeConfig,
     leaves: int,
     path: Path,
@@ -220,8 +221,8 @@ def train_deepect(
 
 
 @torch.no_grad()
-def assign(model: ClusterTree, images: Tensor) -> Tensor:
-    """[n] int64, the leaf of each image: [n, C, H, W] float in 0..1, on the model's device."""
+def assign(model: ClusterTree, images: TrainingImages) -> Tensor:
+    """[n] int64, the leaf of each image; batches come to the model's device."""
     model.eval()
-    parts = [model.nearest(model.encode(x)) for x in torch.split(images, CHUNK)]
+    parts = [model.nearest(model.encode(x)) for x in images.chunks(CHUNK)]
     return torch.cat(parts).cpu()

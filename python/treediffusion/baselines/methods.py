@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..data import Pixels, to_float
+from ..data import Pixels
 from ..diffusion.denoiser import Denoiser
 from ..errors import ConfigError
 from ..nn.tree_vae import TreeVAE
 from ..optional import require
 from ..progress import Progress
 from ..topology import TreeTopology
+from ..train.images import TrainingImages
 from ..train.plan import diffusion_cost
 from ..tree_export import cut
 from .blank import train_unconditional
@@ -104,9 +104,9 @@ class Task:
     progress: Progress
     device: str = "cpu"
 
-    def tensor(self, images: Pixels) -> torch.Tensor:
-        """[n, C, H, W] float in 0..1, on the device."""
-        return torch.from_numpy(to_float(images)).to(self.device)
+    def placed(self, images: Pixels) -> TrainingImages:
+        """Images whose batches go to the device."""
+        return TrainingImages(images, self.device)
 
     def check(self) -> None:
         """Makes sure that the numbers of clusters fit the images.
@@ -163,7 +163,7 @@ def _chain(kind: Kind) -> Callable[[Task], Found]:
 def _chain_ward(kind: Kind) -> Callable[[Task], Found]:
     def run(task: Task) -> Found:
         chain = _trained(kind, task)
-        return _ward_on(embed(chain, task.tensor(task.judged)), task, tree=chain)
+        return _ward_on(embed(chain, task.placed(task.judged)), task, tree=chain)
 
     return run
 
@@ -171,7 +171,7 @@ def _chain_ward(kind: Kind) -> Callable[[Task], Found]:
 def _l2h(task: Task) -> Found:
     """The mixture has a Gaussian for each leaf: L2H's tree is over a flat model's clusters."""
     chain = _trained("vae", task)
-    learnt, judged = (embed(chain, task.tensor(images)) for images in (task.train, task.judged))
+    learnt, judged = (embed(chain, task.placed(images)) for images in (task.train, task.judged))
     mixture = require("sklearn.mixture", extra="train")
     found = {}
     for count in {task.k, task.leaves}:
@@ -191,10 +191,10 @@ def _l2h(task: Task) -> Found:
 def _deepect(task: Task) -> Found:
     """Flat clusters are the tree's cut at k, or its leaves where it kept fewer."""
     model = train_deepect(
-        task.tensor(task.train), task.config.tree, task.leaves, task.models / "deepect.safetensors",
+        task.placed(task.train), task.config.tree, task.leaves, task.models / "deepect.safetensors",
         seed=task.config.seed, progress=task.progress,
     )  # fmt: skip
-    leaf = assign(model, task.tensor(task.judged)).numpy()
+    leaf = assign(model, task.placed(task.judged)).numpy()
     tree = model.topology
     share = np.array([np.isin(leaf, tree.leaves_below(name)).mean() for name in tree.names])
     flat = cut(tree, min(task.k, tree.num_leaves), share=share)[leaf]
@@ -203,7 +203,7 @@ def _deepect(task: Task) -> Found:
 
 def _ddim(task: Task) -> Found:
     tree, denoiser = train_unconditional(
-        task.tensor(task.train), task.config, task.models / "ddim.safetensors",
+        task.placed(task.train), task.config, task.models / "ddim.safetensors",
         seed=task.config.seed, progress=task.progress,
     )  # fmt: skip
     return Found(tree=tree, denoiser=denoiser)
@@ -211,7 +211,7 @@ def _ddim(task: Task) -> Found:
 
 def _trained(kind: Kind, task: Task) -> TreeVAE:
     return train_chain(
-        task.tensor(task.train), task.config.tree, task.models / f"{kind}.safetensors",
+        task.placed(task.train), task.config.tree, task.models / f"{kind}.safetensors",
         kind=kind, seed=task.config.seed, progress=task.progress,
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ from ..files import write_json
 from ..nn.tree_vae import TreeVAE
 from ..train.budget import TrainingProgress
 from ..train.diffusion_stage import DiffusionStage
+from ..train.images import TrainingImages
 from ..train.tree_stage import TreeStage
 from .classifier import Classifier, best_device, train_classifier
 from .keyed import content_key
@@ -82,6 +83,10 @@ class Bench:
             self.out / "models" / folder, self.progress, self.device,
         )  # fmt: skip
 
+    def placed(self, data: ImageSet) -> TrainingImages:
+        """Images whose batches go to the device."""
+        return TrainingImages(data.images, self.device)
+
     def tensor(self, data: ImageSet) -> torch.Tensor:
         """[n, C, H, W] float in 0..1, on the device."""
         return torch.from_numpy(to_float(data.images)).to(self.device)
@@ -116,7 +121,7 @@ class Models:
         folder = self._folder({"tree": config.model_dump(mode="json")})
         with _Clock(self, folder / "tree.minutes.json"):
             torch.manual_seed(self.seed)
-            images, path = self.bench.tensor(self.bench.train), folder / "tree.safetensors"
+            images, path = self.bench.placed(self.bench.train), folder / "tree.safetensors"
             return TreeStage(images, config, path, self.bench.progress).run()[0].tree.eval()
 
     def denoiser(self, tree: TreeVAE, method: str) -> tuple[Denoiser, Config]:
@@ -127,7 +132,7 @@ class Models:
         with _Clock(self, folder / "denoiser.minutes.json"):
             torch.manual_seed(self.seed + 1)
             stage = DiffusionStage(
-                self.bench.tensor(self.bench.train), tree, told, folder / "denoiser.safetensors",
+                self.bench.placed(self.bench.train), tree, told, folder / "denoiser.safetensors",
                 seed=self.seed, progress=self.bench.progress,
             )  # fmt: skip
             denoiser = stage.run().eval()

@@ -22,6 +22,7 @@ from ..baselines.methods import Found, Hierarchy, Name
 from ..data import to_bytes
 from ..errors import DataError
 from ..nn.tree_vae import TreeVAE
+from ..train.images import TrainingImages
 from ..train.measure import leaf_prob, mean_elbo
 from .classifier import Classifier
 from .clustering import accuracy, ari, dendrogram_purity, leaf_purity, nmi
@@ -64,7 +65,7 @@ def _clusters(models: Models, method: str) -> Row:
 def _tree(models: Models) -> Found:
     """As published, a tree for each number of leaves; both from one seed."""
     bench = models.bench
-    images = bench.tensor(bench.judged)
+    images = bench.placed(bench.judged)
     small = models.tree(bench.k)
     large = small if bench.leaves == bench.k else models.tree(bench.leaves)
     flat, leaf = (leaf_prob(tree, images).argmax(1).cpu().numpy() for tree in (small, large))
@@ -95,7 +96,7 @@ def _elbo(models: Models, tree: TreeVAE) -> Row:
     """Of the judged images; -ELBO = reconstruction + KL."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(models.seed)
-        terms = mean_elbo(tree, models.bench.tensor(models.bench.judged))
+        terms = mean_elbo(tree, models.bench.placed(models.bench.judged))
     kl = terms["kl_root"] + terms["kl_nodes"] + terms["kl_decisions"]
     return {"elbo": terms["elbo"], "reconstruction": terms["reconstruction"], "kl": kl}
 
@@ -139,11 +140,11 @@ def _entropy(models: Models, method: str) -> Row:
         progress=bench.progress,
     )  # fmt: skip
     found = judge.judge(made)
-    again = leaf_prob(tree, torch.from_numpy(made).to(bench.device) / 255).argmax(1).cpu().numpy()
+    again = leaf_prob(tree, TrainingImages(made, bench.device)).argmax(1).cpu().numpy()
     real = to_bytes(bench.judged.images)
     quality = leaf_quality(
         leaf, found.probabilities, found.features, assigned=again,
-        real_leaf=leaf_prob(tree, bench.tensor(bench.judged)).argmax(1).cpu().numpy(),
+        real_leaf=leaf_prob(tree, bench.placed(bench.judged)).argmax(1).cpu().numpy(),
         real_features=judge.features(real), leaves=tree.topology.num_leaves,
     )  # fmt: skip
     row = {"mean_entropy": quality.mean_entropy, "pooled_entropy": quality.pooled_entropy}
@@ -158,7 +159,7 @@ def _agreement(bench: Bench, tree: TreeVAE) -> Row:
     """Accuracy and NMI of the tree that images come from; nothing without labels."""
     if bench.judged.labels is None:
         return {}
-    leaf = leaf_prob(tree, bench.tensor(bench.judged)).argmax(1).cpu().numpy()
+    leaf = leaf_prob(tree, bench.placed(bench.judged)).argmax(1).cpu().numpy()
     return {"acc": accuracy(bench.judged.labels, leaf), "nmi": nmi(bench.judged.labels, leaf)}
 
 

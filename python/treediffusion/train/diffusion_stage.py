@@ -5,7 +5,8 @@
 
 What the tree tells of the images is `conditions`' business, what is lost that of the objective.
 Killed runs continue bit for bit on the CPU: the order of the images follows from the seed and the
-step alone. On a GPU the whole step, from drawing latents to averaging weights, is one CUDA graph.
+step alone. On a GPU that holds all images the whole step, from drawing latents to averaging
+weights, is one CUDA graph.
 Nowhere is a loss waited for in every step: they are read, and judged, in windows and before
 anything is written.
 
@@ -39,6 +40,7 @@ from . import checkpoint
 from .budget import OutOfTime
 from .conditions import Conditions
 from .distributed import Team
+from .images import TrainingImages
 from .optimizer import make_adam
 from .plan import step_cost
 from .step import Step, make_step
@@ -77,7 +79,7 @@ class DiffusionStage:
     """Trains a denoiser.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         tree: the frozen tree, on that device.
         config: the stage's settings.
         seed: of the order of the images.
@@ -90,7 +92,7 @@ class DiffusionStage:
 
     def __init__(
         self,
-        images: Tensor,
+        images: TrainingImages,
         tree: TreeVAE,
         config: DiffusionConfig,
         path: Path,
@@ -113,7 +115,7 @@ class DiffusionStage:
         self._optimizer.register_step_pre_hook(self._prepare_gradients)
         self._optimizer.register_step_post_hook(self._average)
         self._objective = DiffusionLoss(
-            make_schedule(config), prediction=config.prediction, loss=config.loss, like=images
+            make_schedule(config), prediction=config.prediction, loss=config.loss, like=images[:1]
         )
         self._step_cost = step_cost(config, images.shape[-1])
         self._predict = self.team.divided(self._pass)
@@ -161,7 +163,7 @@ class DiffusionStage:
 
     def loss(self, rows: Tensor, kl_weight: float | Tensor) -> Tensor:
         """rows: [B] int64, positions of images -> a scalar; there is no KL term to weigh."""
-        x0, told, labels = self._x0[rows], self._conditions.draw(rows), None
+        x0, told, labels = self._x0(rows), self._conditions.draw(rows), None
         if self.config.augmentation == "edm":
             x0, labels = augment(x0)
         y = self.denoiser.condition(told.z_path, told.nodes, labels)
@@ -172,9 +174,7 @@ class DiffusionStage:
         if self.done:
             return
         self._conditions = Conditions(self.images, self.tree, self.config)
-        x0 = self._in_range(self.images)
-        self._x0 = x0.contiguous(memory_format=_layout(x0.device))
-        if x0.is_cuda:
+        if self.images.device.type == "cuda":
             # A checkpoint does not hold the device's random numbers; these are not the first ones.
             torch.cuda.manual_seed((self.seed * 1_000_003 + self.state.step) % 2**63)
         self.denoiser.train()
@@ -196,7 +196,12 @@ class DiffusionStage:
         """Recorded on a GPU, but not with several processes, whose transfers stay as they are."""
         if self.team.size > 1:
             return Step(self, self._optimizer)
-        return make_step(self, self._optimizer)
+        return make_step(self, self._optimizer, resident=self.images.resident)
+
+    def _x0(self, rows: Tensor) -> Tensor:
+        """[B, C, H, W] images as the network sees them, in the layout it is trained in."""
+        x0 = self._in_range(self.images[rows])
+        return x0.contiguous(memory_format=_layout(x0.device))
 
     def _in_range(self, images: Tensor) -> Tensor:
         """Images in 0..1 as the network sees them."""

@@ -23,6 +23,7 @@ from ..nn.node_stack import NodeStack
 from ..nn.tree_vae import TreeVAE
 from ..topology import TreeTopology
 from .growth import choose_pruned, choose_split, effective_leaves, members
+from .images import TrainingImages
 from .measure import leaf_prob, mean_elbo, split_score
 from .tree_state import Phase, PhaseEnd, TreeState
 
@@ -31,14 +32,19 @@ class Grower:
     """A tree, the leaves that grow under it, and its state.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the tree's settings.
         path: where the tree as it stands is written after each phase, as readable JSON.
         number: among the trees that grow side by side; None if it is alone.
     """
 
     def __init__(
-        self, images: Tensor, config: TreeConfig, path: Path, *, number: int | None = None
+        self,
+        images: TrainingImages,
+        config: TreeConfig,
+        path: Path,
+        *,
+        number: int | None = None,
     ) -> None:
         self.images, self.config, self.path, self.number = images, config, path, number
         self.state = TreeState()

@@ -26,6 +26,7 @@ from ..nn.node_stack import NodeStack, TreePass
 from ..nn.packed import packed
 from ..nn.tree_objective import contrastive_loss, subtree_elbo, tree_elbo
 from ..nn.tree_vae import TreeVAE
+from .images import TrainingImages
 from .measure import CHUNK
 
 CACHE_LIMIT = 2 * 1024**3
@@ -54,9 +55,9 @@ class Objective(Protocol):
 
 
 class TreeObjective:
-    """The loss of a whole tree, or of several, on all images: [n, C, H, W] float in 0..1."""
+    """The loss of a whole tree, or of several, on all images."""
 
-    def __init__(self, tree: TreeVAE | Grove, images: Tensor) -> None:
+    def __init__(self, tree: TreeVAE | Grove, images: TrainingImages) -> None:
         self.images, self.trained = images, tree
         self.counts = [len(images)] * tree.nodes.topology.num_roots
 
@@ -79,7 +80,7 @@ class SubtreeObjective:
         tree: stays as it is, statistics included.
         leaf: where the two grow.
         children: their networks.
-        images: [n, C, H, W] float in 0..1.
+        images: to train on.
         members: [m] int64, positions of the leaf's images.
         cache_limit: bytes of bottom-up maps to keep at most.
     """
@@ -89,7 +90,7 @@ class SubtreeObjective:
         tree: TreeVAE,
         leaf: str,
         children: NodeStack,
-        images: Tensor,
+        images: TrainingImages,
         members: Tensor,
         *,
         cache_limit: int = CACHE_LIMIT,
@@ -119,7 +120,7 @@ class SubtreesObjective:
         trees: stay as they are.
         leaves: [S] where the two grow.
         children: their networks, joined.
-        images: [n, C, H, W] float in 0..1.
+        images: to train on.
         members: [S] of [m] int64, positions of each leaf's images.
         cache_limit: bytes of bottom-up maps to keep at most.
     """
@@ -129,7 +130,7 @@ class SubtreesObjective:
         trees: Sequence[TreeVAE],
         leaves: Sequence[str],
         children: NodeStack,
-        images: Tensor,
+        images: TrainingImages,
         members: Sequence[Tensor],
         *,
         cache_limit: int = CACHE_LIMIT,
@@ -196,7 +197,9 @@ class Trunk:
         log_prob = self._tree.nodes.log_node_prob(logit)[:, self._row]
         return features[:, : self._depth + 2], log_prob
 
-    def known(self, images: Tensor, rows: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
+    def known(
+        self, images: TrainingImages, rows: Tensor, limit: int
+    ) -> tuple[Tensor, Tensor] | None:
         """`describe` of some images, or None where its maps need more than `limit` bytes."""
         some, _ = self.describe(images[rows[:1]])
         if some.nbytes * len(rows) > limit:
@@ -240,7 +243,7 @@ class Trunks:
         features: Tensor = self._whole.bottom_up(images)
         return features, nodes.log_node_prob(nodes.route(features))[:, self._rows]
 
-    def known(self, images: Tensor, members: Sequence[Tensor], limit: int) -> Known | None:
+    def known(self, images: TrainingImages, members: Sequence[Tensor], limit: int) -> Known | None:
         """What is constant for each tree's members; None beyond `limit` bytes for any of them."""
         found = [
             trunk.known(images, rows, limit)

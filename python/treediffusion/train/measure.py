@@ -11,25 +11,26 @@ from torch import Tensor
 
 from ..nn.tree_objective import Elbo, leaf_shares, tree_elbo
 from ..nn.tree_vae import TreeVAE
+from .images import TrainingImages
 
 CHUNK = 1000
 """Images in a pass that decodes nothing."""
 
 
 @torch.no_grad()
-def leaf_prob(tree: TreeVAE, images: Tensor) -> Tensor:
-    """images: [n, C, H, W] -> [n, L] probabilities of the leaves."""
+def leaf_prob(tree: TreeVAE, images: TrainingImages) -> Tensor:
+    """[n, C, H, W] images -> [n, L] probabilities of the leaves."""
     tree.eval()
-    return torch.cat([tree.assign(x) for x in torch.split(images, CHUNK)]).exp()
+    return torch.cat([tree.assign(x) for x in images.chunks(CHUNK)]).exp()
 
 
 @torch.no_grad()
-def mean_elbo(tree: TreeVAE, images: Tensor) -> dict[str, float]:
-    """The ELBO and its terms in nats per image; images: [n, C, H, W]."""
+def mean_elbo(tree: TreeVAE, images: TrainingImages) -> dict[str, float]:
+    """The ELBO and its terms in nats per image."""
     tree.eval()
     config, totals = tree.config, dict.fromkeys(Elbo.__dataclass_fields__, 0.0)
     # Every leaf decodes every image here, so a pass is no larger than a step of training.
-    for x in torch.split(images, config.batch_size):
+    for x in images.chunks(config.batch_size):
         terms = tree_elbo(tree.nodes, tree.infer(x), x, likelihood=config.likelihood)
         for name in totals:
             totals[name] += float(getattr(terms, name)) * len(x) / len(images)
@@ -37,7 +38,7 @@ def mean_elbo(tree: TreeVAE, images: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def split_score(tree: TreeVAE, images: Tensor) -> Tensor | None:
+def split_score(tree: TreeVAE, images: TrainingImages) -> Tensor | None:
     """[L] by which growth ranks the leaves, under `criterion`; None for their numbers of images.
 
     reconstruction: sum over images of P(l | x) loss(x, leaf l). elbo: sum over images of what the
@@ -48,8 +49,8 @@ def split_score(tree: TreeVAE, images: Tensor) -> Tensor | None:
     if config.criterion == "samples":
         return None
     tree.eval()
-    score = images.new_zeros(tree.topology.num_leaves, dtype=torch.float64)
-    for x in torch.split(images, config.batch_size):
+    score = torch.zeros(tree.topology.num_leaves, dtype=torch.float64, device=images.device)
+    for x in images.chunks(config.batch_size):
         shares = leaf_shares(tree.nodes, tree.infer(x), x, likelihood=config.likelihood)
         score += getattr(shares, config.criterion).double().sum(0)
     return score

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from ..config import Config
-from ..data import load_to_train, to_float
+from ..data import load_to_train
 from ..errors import TrainingError, TreeDiffusionError
 from ..memory import keep_freed_memory
 from ..progress import Progress
 from .budget import OutOfTime
 from .grower import Grower
+from .images import TrainingImages
 from .tree_stage import TreeStage
 from .tree_state import PhaseEnd
 
@@ -44,12 +44,12 @@ Say: TypeAlias = Callable[[str], None]
 
 
 def train_trees(
-    images: Tensor, config: Config, run: Path, progress: Progress, say: Say
+    images: TrainingImages, config: Config, run: Path, progress: Progress, say: Say
 ) -> list[Grower]:
     """Trains `tree.restarts` trees, or continues them.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the run's settings.
         run: folder of the checkpoints: one for each tree, or one for all.
         progress: told about all of them, in the unit of `tree_cost` of one.
@@ -74,12 +74,12 @@ def train_trees(
     return trees
 
 
-def _joined(images: Tensor, config: Config, run: Path, paths: list[Path]) -> bool:
+def _joined(images: TrainingImages, config: Config, run: Path, paths: list[Path]) -> bool:
     """Whether the trees are one network; those that were begun go on as they were begun."""
     if (run / TOGETHER).exists() or any(path.exists() for path in paths):
         return (run / TOGETHER).exists()
     # A spectral norm is found by iteration on one module's weights, so those trees are not joined.
-    return images.is_cuda and not config.tree.spectral_norm
+    return images.device.type == "cuda" and not config.tree.spectral_norm
 
 
 def _side_by_side(config: Config, paths: list[Path], progress: Progress, say: Say) -> None:
@@ -164,10 +164,10 @@ def _work(config: Config, number: int, path: Path, news: Any, stop: Event) -> No
     torch.set_num_threads(config.threads or max(1, torch.get_num_threads() // config.tree.restarts))
     messenger = _Messenger(number, news, stop)
     try:
-        images = torch.from_numpy(to_float(load_to_train(config).images))
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        images = TrainingImages(load_to_train(config).images, device)
         torch.manual_seed(config.seed + number * SEED_STRIDE)
-        stage = TreeStage(images.to(device), config.tree, path, messenger, look=messenger.look)
+        stage = TreeStage(images, config.tree, path, messenger, look=messenger.look)
         stage.run()
     except OutOfTime:
         pass  # its checkpoint is saved, and the parent knows

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config, DiffusionConfig, parse_config
-from ..data import ImageSet, load_to_train, to_float
+from ..data import ImageSet, Pixels, load_to_train
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import TreeDiffusion, make_denoiser
 from ..errors import CheckpointError, ConfigError
@@ -37,6 +37,7 @@ from .budget import TrainingProgress
 from .diffusion_stage import DiffusionStage, averaged_weights, check_belongs
 from .distributed import joined
 from .grower import Grower
+from .images import TrainingImages
 from .plan import diffusion_cost, tree_cost
 from .restarts import train_trees
 from .selection import choose_tree, compare_trees, describe_trees
@@ -152,21 +153,21 @@ def check_tree(run: Path) -> None:
         )
 
 
-def _open(config: Config, run: Path) -> tuple[ImageSet, Tensor]:
-    """The images, as stored and on the device to train on; the folder is the run's from here on."""
+def _open(config: Config, run: Path) -> tuple[ImageSet, TrainingImages]:
+    """The images, as stored and to train on; the folder is the run's from here on."""
     if config.threads:
         torch.set_num_threads(config.threads)
     data = load_to_train(config)
-    images = torch.from_numpy(to_float(data.images))
-    _check_square(images)
+    _check_square(data.images)
+    images = TrainingImages(data.images, "cuda" if torch.cuda.is_available() else "cpu")
     check_images(images)
     _claim(run, config, data)
-    return data, images.to("cuda" if torch.cuda.is_available() else "cpu")
+    return data, images
 
 
 def _train_tree(
     data: ImageSet,
-    images: Tensor,
+    images: TrainingImages,
     config: Config,
     run: Path,
     progress: TrainingProgress,
@@ -314,7 +315,7 @@ def _differences(
     return found
 
 
-def _check_square(images: Tensor) -> None:
+def _check_square(images: Pixels) -> None:
     if images.shape[-1] != images.shape[-2]:
         raise ConfigError(
             "data",

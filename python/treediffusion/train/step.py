@@ -130,8 +130,20 @@ class GraphedStep(Step):
             self._loss = super().__call__(self._rows)
 
 
-def make_step(objective: Objective, optimizer: Optimizer, *, compiled: bool = False) -> Step:
-    """The form that suits the device of the objective's networks."""
+def make_step(
+    objective: Objective, optimizer: Optimizer, *, resident: bool, compiled: bool = False
+) -> Step:
+    """The form that suits the device of the objective's networks.
+
+    Args:
+        objective: the loss, and the networks it trains.
+        optimizer: of these networks.
+        resident: the images lie on that device. Those which come from the host are asked for with
+            every batch, which neither a graph nor a compiler can record.
+        compiled: the loss is compiled where it can be.
+    """
+    if not resident:
+        return Step(objective, optimizer)
     device = next(objective.trained.parameters()).device
     form = GraphedStep if device.type == "cuda" else Step
     return form(objective, optimizer, compiled=compiled)

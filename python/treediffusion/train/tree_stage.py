@@ -26,6 +26,7 @@ from . import checkpoint
 from .annealing import kl_weight, learning_rate
 from .budget import OutOfTime
 from .grower import Grower
+from .images import TrainingImages
 from .losses import Objective, SubtreeObjective, SubtreesObjective, TreeObjective
 from .optimizer import make_adam
 from .plan import phase_cost
@@ -40,7 +41,7 @@ class TreeStage:
     """Trains and grows TreeVAEs on images.
 
     Args:
-        images: [n, C, H, W] float in 0..1, on the device to train on.
+        images: to train on.
         config: the trees' settings.
         path: the checkpoint; an existing one is continued. Trees as they stand lie beside it, as
             readable JSON.
@@ -55,7 +56,7 @@ class TreeStage:
 
     def __init__(
         self,
-        images: Tensor,
+        images: TrainingImages,
         config: TreeConfig,
         path: Path,
         progress: Progress | None = None,
@@ -148,7 +149,12 @@ class TreeStage:
         lead, epochs = now[0].state, now[0].epochs
         if not epochs:
             return
-        step = make_step(self._objective(now), self._optimizer, compiled=self.config.compile)
+        step = make_step(
+            self._objective(now),
+            self._optimizer,
+            resident=self.images.resident,
+            compiled=self.config.compile,
+        )
         saved = time.monotonic()
         while lead.epoch < epochs:
             place = self.config, lead.phase.kind, lead.epoch, epochs
@@ -320,8 +326,8 @@ def _finite(tensors: list[Tensor]) -> list[bool]:
     return found
 
 
-def check_images(images: Tensor) -> None:
-    """Refuses images that training could not end well with: [n, C, H, W].
+def check_images(images: TrainingImages) -> None:
+    """Refuses images that training could not end well with.
 
     Raises:
         DataError: fewer than two, or pixels that are not finite or beyond 0..1.
@@ -333,7 +339,7 @@ def check_images(images: Tensor) -> None:
             expected="at least 2, since batch normalisation compares images",
             hint="add images",
         )
-    low, high = (float(value) for value in images.aminmax())
+    low, high = images.bounds
     if not (low >= 0 and high <= 1):  # also where they are not a number
         raise DataError(
             "images",

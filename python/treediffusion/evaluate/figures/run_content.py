@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...config import Config, parse_config
-from ...data import ImageSet, load_images, to_bytes, to_float
+from ...data import ImageSet, load_images, to_bytes
 from ...data.sources import find_terms
 from ...errors import CheckpointError, DataError, TreeDiffusionError
 from ...nn.tree_vae import TreeVAE
 from ...runtime import Engine
 from ...topology import TreeTopology
 from ...train import checkpoint
+from ...train.images import TrainingImages
 from ...train.measure import leaf_prob
 from ...train.run import CONFIG, TREE, check_tree
 from ..report import node_share
@@ -149,7 +149,7 @@ class RunContent:
     @cached_property
     def leaf(self) -> NDArray[np.int64]:
         """[n] id of each image's leaf."""
-        images = torch.from_numpy(to_float(self.data.images))
+        images = TrainingImages(self.data.images)
         found: NDArray[np.int64] = leaf_prob(self.tree_vae, images).argmax(1).numpy()
         return found
 
