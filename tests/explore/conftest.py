@@ -12,7 +12,8 @@ from support.browser import BROWSER, FLAGS, Visit
 from treediffusion.explore import write_page
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while it lives, this thread has a running event loop, and no test another one.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     if BROWSER is None:
         pytest.skip("there is no Chromium on the path")
