@@ -13,7 +13,7 @@ from treediffusion.explore import write_page
 
 
 # Not of the session: while it lives, this thread has a running event loop, and no test another one.
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if BROWSER is None:
         pytest.skip("there is no Chromium on the path")
