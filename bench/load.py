@@ -3,12 +3,14 @@
     python bench/load.py BUNDLE --json bench/results/load.json
 
 Saturation: clients that ask for one image and again at once, against the same engine without a
-server, in whichever of its calls is fastest. Waiting: requests that arrive at random (Poisson), at
-70 % of what saturation gave. Own share: a request of one step over networks that answer zeros at
-once, on a connection that stays open, from its first byte sent to the answer's last byte read, less
-the same call of the engine without a server; the client's part is sending and reading bytes.
-Refusal: the same clock, for a request that finds the queue full while the engine works. Bounded in
-requests and in time, with one thread for the networks.
+server, in whichever of its calls is fastest. Waiting: requests that arrive at 70 % of what
+saturation gave, evenly or at random (Poisson); for the latter also how long a queue in front of a
+server without any share of its own would make them wait, one after the other. Own share: a request
+of one step over networks that answer zeros at once, on a connection that stays open, from its first
+byte sent to the answer's last byte read, less the same call of the engine without a server; the
+client's part is sending and reading bytes. Refusal: the same clock, for a request that finds the
+queue full while the engine works. Bounded in requests and in time, with one thread for the
+networks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -174,16 +176,22 @@ def _throughput(bundle: Path, clients: int, seconds: float) -> dict[str, float]:
             offline = max(_offline(engine, size, seconds / 2 / ROUNDS) for size in sizes)
             rounds.append((offline, _saturated(server.client, clients, seconds / ROUNDS)))
         served = statistics.median(served for _, served in rounds)
-        waits = _arriving(server.client, 0.7 * served, seconds)
-    p50, p99 = quantile(waits, 0.5), quantile(waits, 0.99)
+        rate = 0.7 * served
+        evenly = _arriving(server.client, [1 / rate] * round(rate * seconds))
+        draw = random.Random(0)
+        gaps = [draw.expovariate(rate) for _ in range(round(rate * seconds))]
+        at_random = _arriving(server.client, gaps)
+    queued = _queued(gaps, 1 / served)
     return {
         "offline images/s": statistics.median(offline for offline, _ in rounds),
         "served images/s": served,
         "served / offline": statistics.median(served / offline for offline, served in rounds),
-        "at 70 %: requests": float(len(waits)),
-        "at 70 %: p50 ms": 1e3 * p50,
-        "at 70 %: p99 ms": 1e3 * p99,
-        "at 70 %: p99 / p50": p99 / p50,
+        "at 70 %: requests": float(len(gaps)),
+        "at 70 %, evenly: p50 ms": 1e3 * quantile(evenly, 0.5),
+        "at 70 %, evenly: p99 / p50": _spread(evenly),
+        "at 70 %, at random: p50 ms": 1e3 * quantile(at_random, 0.5),
+        "at 70 %, at random: p99 / p50": _spread(at_random),
+        "at 70 %, at random, by a queue: p99 / p50": _spread(queued),
     }
 
 
@@ -215,9 +223,8 @@ def _saturated(client: Client, clients: int, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
-def _arriving(client: Client, rate: float, seconds: float) -> list[float]:
-    """Seconds from each arrival to its answer, at a rate."""
-    draw = random.Random(0)
+def _arriving(client: Client, gaps: Sequence[float]) -> list[float]:
+    """Seconds from each arrival to its answer; `gaps` are the seconds between arrivals."""
     found: list[float] = []
 
     def ask(due: float) -> None:
@@ -226,12 +233,24 @@ def _arriving(client: Client, rate: float, seconds: float) -> list[float]:
 
     with ThreadPoolExecutor(64) as pool:
         due = time.perf_counter()
-        end = due + seconds
-        while due < end:
+        for gap in gaps:
+            due += gap
             time.sleep(max(0.0, due - time.perf_counter()))
             pool.submit(ask, due)
-            due += draw.expovariate(rate)
     return found
+
+
+def _queued(gaps: Sequence[float], service: float) -> list[float]:
+    """The same of a queue whose every request takes `service` seconds, one after the other."""
+    found, left = [], 0.0
+    for gap in gaps:
+        left = max(0.0, left - gap) + service
+        found.append(left)
+    return found
+
+
+def _spread(seconds: list[float]) -> float:
+    return quantile(seconds, 0.99) / quantile(seconds, 0.5)
 
 
 def _own_share(bundle: Path) -> dict[str, float]:
