@@ -55,13 +55,12 @@ docs: $(VENV)/.installed-dev ## the pages of docs/, into build/docs
 	@$(PIP) install -e '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# The checkout's own code is tested; what is installed besides are the packages that it needs.
 kernels-triton-3.6: ## the kernels' tests with the oldest supported PyTorch, 2.11, and its Triton, 3.6
 	@rm -rf $(OLDEST)
 	@echo "installing PyTorch 2.11 and Triton 3.6 in $(OLDEST): up to 3 GB, some minutes"
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -q install '.[train,cpu,test]' 'torch==2.11.*' 'triton==3.6.*'
-	PYTHONPATH=python $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/kernels
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -q install -e '.[train,cpu,test]' 'torch==2.11.*' 'triton==3.6.*'
+	$(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/kernels
 	@rm -rf $(OLDEST)
 
 clean: ## remove build products, not the environment
