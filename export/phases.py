@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 from ..nn.enlarge import Enlarge, InPhases
+from ..nn.twin import twin
 from .graphs import Graph
 
 
 def in_phases(graph: Graph) -> Graph:
     """The graph with every enlarging convolution in phases; the weights are shared."""
-    shared: dict[int, object] = {id(weight): weight for weight in graph.module.parameters()}
-    module = copy.deepcopy(graph.module, shared)
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Enlarge):
-                setattr(parent, name, InPhases(child))
-    return replace(graph, module=module)
+    return replace(graph, module=twin(graph.module, {Enlarge: InPhases}))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from .. import __version__
 from ..bundle import DEFAULT_SET, FORMAT, KIND, MANIFEST, PARITY, SEAL, TREE
 from ..bundle_files import seal_of
 from ..diffusion.model import TreeDiffusion
+from ..errors import BackendUnavailableError
 from ..files import replace_directory
 from ..optional import require
 from .graphs import Graph, make_graphs, on_cpu
@@ -83,6 +85,7 @@ def export_bundle(
         DependencyError: onnx, onnxscript or onnxruntime is not installed.
         ParityError: a graph computes something else; nothing is written.
         CheckpointError: the folder cannot be written, or holds other files.
+        BackendUnavailableError: a process that traced a graph was ended; nothing is written.
     """
     sets, files = plan_sets(targets, precisions, batches)
     for module, extra in (("onnx", "train"), ("onnxscript", "train"), ("onnxruntime", "cpu")):
@@ -119,7 +122,13 @@ def _export(
         joblib.delayed(_write)(graphs[file.role], file, folder)
         for file in sorted(files, key=lambda file: file.role != "step")
     )
-    yield from written
+    try:
+        yield from written
+    except BrokenProcessPool as fault:
+        raise BackendUnavailableError(
+            "export", got="the end of a process that traced a graph",
+            expected="memory for two of them, as a rule 1 GB each", hint="free some, and try again",
+        ) from fault  # fmt: skip
 
 
 def _write(graph: Graph, file: PlannedFile, folder: Path) -> str:

@@ -31,6 +31,7 @@ from treediffusion.config import Config, load_preset
 from treediffusion.diffusion.model import TreeDiffusion, make_denoiser
 from treediffusion.diffusion.sampler import sample
 from treediffusion.nn.ema import Ema
+from treediffusion.nn.enlarge import Enlarge
 from treediffusion.nn.prepared import prepared
 from treediffusion.nn.tree_vae import TreeVAE
 from treediffusion.runtime import Engine
@@ -228,6 +229,20 @@ def training(setting: Setting, batch: int, dtype: torch.dtype = torch.float32) -
             config.clip,
         ),
     )
+
+
+def enlarging() -> Pair:
+    """A map of 16x16 enlarged and convolved, and its gradients: 16 images of 128 channels."""
+    prepare()
+    ours = Enlarge(128, 128, 3, padding=1)
+    x = torch.randn(16, 128, 16, 16, requires_grad=True)
+    of_y = torch.randn(16, 128, 32, 32)
+
+    def plain() -> None:
+        enlarged = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        torch.autograd.backward(F.conv2d(enlarged, ours.weight, ours.bias, padding=1), of_y)
+
+    return Pair(ours=lambda: torch.autograd.backward(ours(x), of_y), baseline=plain)
 
 
 def _trains(

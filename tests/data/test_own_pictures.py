@@ -6,6 +6,7 @@ import io
 import struct
 import zipfile
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,14 @@ def test_colours_of_more_than_8_bits_are_refused(tmp_path: Path, kind: str) -> N
     assert error.expected == "8 bits"
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff", "gif", "jpg"])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *product(["1", "L", "RGB"], ["png", "bmp", "webp", "tiff", "gif", "jpg"]),
+        *product(["P"], ["png", "bmp", "webp", "tiff", "gif"]),  # a JPEG has no palette
+    ],
+)
 def test_pictures_of_8_bits_or_less_are_never_deep(tmp_path: Path, mode: str, suffix: str) -> None:
-    if (mode, suffix) == ("P", "jpg"):
-        pytest.skip("no such JPEG")
     Image.fromarray(IMAGES[0]).convert(mode).save(tmp_path / f"a.{suffix}")
     assert load(str(tmp_path)).images.shape[2:] == (5, 4)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,9 +17,15 @@ import pytest
 import torch
 from support.models import IRREGULAR, tiny_bundle, tiny_model
 from support.tables import table_of
+from torch import nn
 from treediffusion.bundle import FORMAT, KIND, ROLES, Bundle
 from treediffusion.diffusion.sampler import sample
-from treediffusion.errors import CheckpointError, DependencyError, ParityError
+from treediffusion.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    DependencyError,
+    ParityError,
+)
 from treediffusion.export import export_bundle, parity, provenance, write_bundle
 from treediffusion.export.graphs import make_graphs, on_cpu
 from treediffusion.export.sets import plan_sets
@@ -144,6 +152,24 @@ def test_a_second_bundle_is_the_same_files(tmp_path: Path, monkeypatch: pytest.M
     assert len(files) == len(ROLES) + 4
     for file in files:
         assert (again / file).read_bytes() == (tiny_bundle() / file).read_bytes(), file
+
+
+class Deadly(nn.Module):
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_while_it_traces_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = GRAPHS | {"assign": dataclasses.replace(GRAPHS["assign"], module=Deadly())}
+    monkeypatch.setattr(write_bundle, "LARGE", 0)
+    monkeypatch.setattr(write_bundle, "make_graphs", lambda model: graphs)
+    with pytest.raises(BackendUnavailableError, match="the end of a process"):
+        export_bundle(tiny_model(), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_file_names_this_machine() -> None:

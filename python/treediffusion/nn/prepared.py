@@ -14,10 +14,8 @@ no gradients.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .enlarge import Enlarge, transposed
+from .twin import Module, twin
 from .unet import Norm
 
 TILE = 4
@@ -38,8 +37,6 @@ LARGE_KERNEL = 2**15
 SMALL_NORM, LARGE_NORM = 32, 1024
 """Between so many pixels PyTorch's norm is several times slower with channels last."""
 
-Module = TypeVar("Module", bound=nn.Module)
-
 
 def prepared(module: Module) -> Module:
     """A copy of a network in evaluation mode for a run of calls, or itself where none is faster.
@@ -51,18 +48,8 @@ def prepared(module: Module) -> Module:
     largest = max(kernels, key=torch.numel)
     if largest.numel() < LARGE_KERNEL or largest.is_cuda or not _packs(largest.dtype):
         return module
-    shared: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
-    twin = copy.deepcopy(module, shared)
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            # All of them, so that maps keep one layout, with channels last.
-            if isinstance(child, Enlarge):
-                setattr(parent, name, _Enlarge(child))
-            elif isinstance(child, nn.Conv2d):
-                setattr(parent, name, _Conv(child))
-            elif isinstance(child, Norm):
-                setattr(parent, name, _Norm(child))
-    return twin
+    # All of them, so that maps keep one layout, with channels last.
+    return twin(module, {Enlarge: _Enlarge, nn.Conv2d: _Conv, Norm: _Norm})
 
 
 class _Conv(nn.Module):
