@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..noise import Stream, uniform
+from ..noise import Stream, uniforms
 from ..topology import TreeTopology
 
 Floats = NDArray[np.float32]
@@ -104,11 +104,12 @@ def route(
         [B] int64, leaf ids.
     """
     here = np.full(len(p_left), topology.row(node), np.int64)
+    u = uniforms(seed, images, stream=Stream.ROUTE, steps=topology.routers.tolist())
     for column, router in enumerate(topology.routers):
         if not topology.names[router].startswith(node):
             continue
-        u = uniform(seed, images, stream=Stream.ROUTE, step=int(router))
-        turn = np.where(u < p_left[:, column], topology.left[router], topology.right[router])
+        is_left = u[:, column] < p_left[:, column]
+        turn = np.where(is_left, topology.left[router], topology.right[router])
         here = _descend(topology, here)
         here = np.where(here == router, turn, here)
     return np.searchsorted(topology.leaves, _descend(topology, here)).astype(np.int64)
