@@ -40,6 +40,7 @@ from treediffusion.runtime.batches import name_images
 from treediffusion.runtime.plan import make_plan
 from treediffusion.runtime.sampling import Sampler
 from treediffusion.solvers import SolverTable, solver_table
+from treediffusion.train.diffusion_stage import training_layout
 from treediffusion.train.optimizer import make_adam
 
 STEPS, FEW = 50, 10
@@ -198,7 +199,9 @@ def training(setting: Setting, batch: int, dtype: torch.dtype = torch.float32) -
     prepare()
     model = _model(setting)
     ours, plain = model.denoiser.train(), _plain(model).train()
-    config = model.config.diffusion
+    precision = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
+    config = model.config.diffusion.model_copy(update={"precision": precision})
+    ours.to(memory_format=training_layout(torch.device("cpu"), config))
     z_path, nodes = _paths(model, batch)
     z_path = z_path.clone()  # out of inference mode
     x, eps = torch.randn(2, batch, *model.tree.image_shape)

@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from treediffusion.config import UNetConfig
 from treediffusion.nn import prepared as module
 from treediffusion.nn.enlarge import Enlarge
 from treediffusion.nn.prepared import prepared
-from treediffusion.nn.unet import Norm, UNet
+from treediffusion.nn.unet import UNet
 
 WIDE = UNetConfig(channels=64, multipliers=(1, 2), blocks=1, heads=4, attention=(2,))
 
@@ -28,7 +27,7 @@ def network(config: UNetConfig = WIDE, *, scale_shift: bool = True) -> UNet:
     with torch.inference_mode(mode=False):
         net = UNet(1, 28, config, scale_shift=scale_shift).eval()
         for parameter in net.parameters():
-            nn.init.normal_(parameter, std=0.02)
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.02)  # off zero, where some begin
     return net
 
 
@@ -59,36 +58,22 @@ def test_bfloat16_stays_bfloat16() -> None:
     assert (out - truth).std() < 1.5 * (narrow(*values) - truth).std()
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "side"), [(32, 64, 16), (64, 32, 20)])
-def test_winograd_is_the_convolution(inputs: int, outputs: int, side: int) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("inputs", "outputs", "side"), [(64, 96, 16), (96, 64, 20)])
+def test_winograd_is_the_convolution(batch: int, inputs: int, outputs: int, side: int) -> None:
+    """One image after the other, and together."""
     conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-    x = torch.randn(2, inputs, side, side + 4)
+    x = torch.randn(batch, inputs, side, side + 4)
     assert module._is_large(conv, x)
     truth = copy.deepcopy(conv).double()(x.double())
-    torch.testing.assert_close(module._winograd(conv)(x).double(), truth, rtol=0.0, atol=1e-5)
-
-
-def test_winograd_is_exact_in_rationals() -> None:
-    """A' ((G g G') (B' d B)) A for one tile and one kernel, to the rounding of the matrices."""
-    of_map, of_kernel, of_result = (matrix.double() for matrix in module._transforms())
-    d, g = torch.randn(36, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
-    found = of_result @ ((of_map @ d) * (of_kernel @ g))
-    truth = F.conv2d(d.reshape(1, 1, 6, 6), g.reshape(1, 1, 3, 3)).flatten()
-    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+    for form in (module._one_by_one, module._together):
+        torch.testing.assert_close(form(conv)(x).double(), truth, rtol=0.0, atol=1e-5)
 
 
 def test_enlarging_is_a_transposed_convolution() -> None:
     layer = Enlarge(4, 6, 3, padding=1).double()
     x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
     torch.testing.assert_close(module._Enlarge(layer)(x), layer(x))
-
-
-@pytest.mark.parametrize("side", [4, 16, 32])
-def test_norms_do_not_depend_on_the_layout(side: int) -> None:
-    norm = Norm(64)
-    x = torch.randn(2, 64, side, side)
-    last = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(module._Norm(norm)(last), norm(x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_network_is_left_as_it_is_and_shares_its_weights() -> None:

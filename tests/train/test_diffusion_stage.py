@@ -62,7 +62,7 @@ def test_stops_anywhere_resume_bit_for_bit(
 ) -> None:
     """Every fifth step, within windows and epochs; also in the layout that GPUs train in."""
     monkeypatch.setattr(diffusion_stage, "LOSS_WINDOW", 4)
-    monkeypatch.setattr(diffusion_stage, "_layout", lambda device: layout)
+    monkeypatch.setattr(diffusion_stage, "training_layout", lambda *told: layout)
     config = small_config(**settings)
     small_stage(tmp_path / "straight", config).run()
     for _ in range(2):

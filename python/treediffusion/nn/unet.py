@@ -26,6 +26,7 @@ from ..errors import ConfigError, ShapeError
 from ..kernels.cond_silu import cond_silu
 from ..kernels.gn_silu import Mode, gn_silu
 from .enlarge import Enlarge
+from .winograd import Conv3x3
 
 GROUPS = 32
 
@@ -72,7 +73,7 @@ class UNet(nn.Module):
             for level in range(last + 1)
         ]
 
-        self.stem = _conv3(image_channels, widths[0])
+        self.stem = Conv3x3(image_channels, widths[0])
         self.down = nn.ModuleList()
         skips = [widths[0]]
         for level, width in enumerate(widths):
@@ -96,7 +97,7 @@ class UNet(nn.Module):
                 below = width
             self.up.append(UpLevel(stages, grow=level > 0))
         self.norm = Norm(widths[0])
-        self.head = _zeroed(_conv3(widths[0], outputs))
+        self.head = _zeroed(Conv3x3(widths[0], outputs))
 
         blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
         self.slices = [block.projected for block in blocks]
@@ -155,7 +156,7 @@ class DownLevel(nn.Module):
         super().__init__()
         width = stages[-1].width
         self.stages = nn.ModuleList(stages)
-        self.shrink = _conv3(width, width, stride=2) if shrink else None
+        self.shrink = nn.Conv2d(width, width, 3, stride=2, padding=1) if shrink else None
 
     def forward(self, h: Tensor, skips: list[Tensor], pieces: Iterator[Tensor]) -> Tensor:
         """Halves the side; every map on the way is appended to `skips`."""
@@ -217,10 +218,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.projected = 2 * width if scale_shift else width
         self.norm1 = Norm(inputs)
-        self.conv1 = _conv3(inputs, width)
+        self.conv1 = Conv3x3(inputs, width)
         self.norm2 = Norm(width, mode="scale_shift" if scale_shift else "add")
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zeroed(_conv3(width, width))
+        self.conv2 = _zeroed(Conv3x3(width, width))
         self.skip = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor, piece: Tensor) -> Tensor:
@@ -316,10 +317,6 @@ class TimeEmbedding(nn.Module):
             [S, E] float.
         """
         return self.forward(torch.as_tensor(timesteps, device=self.first.weight.device))
-
-
-def _conv3(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:

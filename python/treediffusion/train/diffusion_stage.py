@@ -33,6 +33,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import make_denoiser, make_schedule, tree_key
 from ..diffusion.objective import DiffusionLoss
 from ..errors import CheckpointError, TrainingError
+from ..nn import winograd
 from ..nn.ema import Ema, average_of, prefix, unknown_decay
 from ..nn.tree_vae import TreeVAE
 from ..progress import Progress
@@ -108,7 +109,8 @@ class DiffusionStage:
         self.tree = tree.eval().requires_grad_(False)
         self.state = DiffusionState(tree=tree_key(tree))
         self.denoiser = make_denoiser(tree, config).to(images.device)
-        self.denoiser.to(memory_format=_layout(images.device))
+        self._layout = training_layout(images.device, config)
+        self.denoiser.to(memory_format=self._layout)
         self.ema = Ema(self.denoiser, config.ema, config.ema_also)
         self._optimizer = make_adam(self.denoiser.parameters(), config.learning_rate)
         # Hooks, so that a recorded step holds them.
@@ -201,7 +203,7 @@ class DiffusionStage:
     def _x0(self, rows: Tensor) -> Tensor:
         """[B, C, H, W] images as the network sees them, in the layout it is trained in."""
         x0 = self._in_range(self.images[rows])
-        return x0.contiguous(memory_format=_layout(x0.device))
+        return x0.contiguous(memory_format=self._layout)
 
     def _in_range(self, images: Tensor) -> Tensor:
         """Images in 0..1 as the network sees them."""
@@ -390,9 +392,13 @@ def averaged_weights(
     return average_of(tensors, prefix(config.ema if decay is None else decay, main=main))
 
 
-def _layout(device: torch.device) -> torch.memory_format:
-    """Channels last is how GPUs convolve; on a CPU most operations are slower with it."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+def training_layout(device: torch.device, config: DiffusionConfig) -> torch.memory_format:
+    """Channels last is how GPUs convolve, and CPUs wide maps of float32 in Winograd's form.
+
+    Everything else is slower with it on a CPU.
+    """
+    wide = config.precision == "float32" and config.unet.channels >= winograd.WIDTH
+    return torch.channels_last if device.type == "cuda" or wide else torch.contiguous_format
 
 
 def _follow_layout(optimizer: Optimizer) -> None:
