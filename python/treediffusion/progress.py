@@ -121,15 +121,17 @@ class Progress:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Write a duration as a clock does.
+    """Write a duration as a clock does, from a hundred hours on in days.
 
-    >>> format_seconds(42.4), format_seconds(3725), format_seconds(None)
-    ('0:42', '1:02:05', '-:--')
+    >>> format_seconds(42.4), format_seconds(3725), format_seconds(1e6), format_seconds(None)
+    ('0:42', '1:02:05', '12 days', '-:--')
     """
     if seconds is None or not math.isfinite(seconds):
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{round(hours / 24)} days"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

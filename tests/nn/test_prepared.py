@@ -11,7 +11,7 @@ from treediffusion.config import UNetConfig
 from treediffusion.nn import prepared as module
 from treediffusion.nn.enlarge import Enlarge
 from treediffusion.nn.prepared import prepared
-from treediffusion.nn.unet import UNet
+from treediffusion.nn.unet import Norm, UNet
 
 WIDE = UNetConfig(channels=64, multipliers=(1, 2), blocks=1, heads=4, attention=(2,))
 
@@ -27,7 +27,9 @@ def network(config: UNetConfig = WIDE, *, scale_shift: bool = True) -> UNet:
     with torch.inference_mode(mode=False):
         net = UNet(1, 28, config, scale_shift=scale_shift).eval()
         for parameter in net.parameters():
-            parameter.data.add_(torch.randn_like(parameter), alpha=0.02)  # off zero, where some begin
+            parameter.data.add_(
+                torch.randn_like(parameter), alpha=0.02
+            )  # off zero, where some begin
     return net
 
 
@@ -70,10 +72,21 @@ def test_winograd_is_the_convolution(batch: int, inputs: int, outputs: int, side
         torch.testing.assert_close(form(conv)(x).double(), truth, rtol=0.0, atol=1e-5)
 
 
-def test_enlarging_is_a_transposed_convolution() -> None:
-    layer = Enlarge(4, 6, 3, padding=1).double()
-    x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    torch.testing.assert_close(module._Enlarge(layer)(x), layer(x))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_enlarging_is_a_transposed_convolution(dtype: torch.dtype) -> None:
+    layer = Enlarge(32, 48, 3, padding=1).to(dtype)
+    x = torch.randn(2, 32, 4, 6, dtype=dtype)
+    form = module._Conv(layer)
+    for batch in (x, torch.cat([x, x])):  # also another number of images than the first time
+        torch.testing.assert_close(form(batch), layer(batch))
+
+
+@pytest.mark.parametrize("side", [4, 16, 32])
+def test_norms_do_not_depend_on_the_layout(side: int) -> None:
+    norm = Norm(64).bfloat16()
+    x = torch.randn(2, 64, side, side).bfloat16()
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(module._Norm(norm)(last), norm(x))
 
 
 def test_the_network_is_left_as_it_is_and_shares_its_weights() -> None:

@@ -2,7 +2,7 @@
 
 * Kernels lie in the order in which the CPU's convolutions read them, instead of being sorted anew
   in every call; where maps are small, that is a good part of a call.
-* Kernels of enlarging convolutions are summed (`enlarge`).
+* Those of enlarging convolutions are summed before that (`enlarge`).
 * In float32, large maps are convolved in Winograd's form (`winograd`); those of so few tiles that
   they do not fill products of matrices, one image after the other.
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import winograd
 from .enlarge import Enlarge, transposed
 from .twin import Module, twin
+from .unet import Norm
 from .winograd import POINTS, SPAN, TILE, WIDTH, matrices
 
 MANY_TILES = 128
@@ -30,6 +31,8 @@ LARGE_SIDE = 16
 """Smaller maps of fewer tiles are convolved faster by the plain sum."""
 LARGE_KERNEL = 2**15
 """A network without kernels of so many numbers stays as it is, and is quicker so."""
+SMALL_NORM, LARGE_NORM = 32, 1024
+"""Between so many pixels PyTorch's norm in bfloat16 is several times slower with channels last."""
 
 
 def prepared(module: Module) -> Module:
@@ -43,7 +46,7 @@ def prepared(module: Module) -> Module:
     if largest.numel() < LARGE_KERNEL or largest.is_cuda or not _packs(largest.dtype):
         return module
     # All of them, so that maps keep one layout, with channels last.
-    return twin(module, {Enlarge: _Enlarge, nn.Conv2d: _Conv})
+    return twin(module, {nn.Conv2d: _Conv, Norm: _Norm})
 
 
 class _Conv(nn.Module):
@@ -61,17 +64,19 @@ class _Conv(nn.Module):
         return self.form(x)
 
 
-class _Enlarge(nn.Module):
-    """`Enlarge` with its kernels summed beforehand."""
+class _Norm(nn.Module):
+    """A group norm that brings middling maps of bfloat16 into the layout in which it is quick."""
 
-    def __init__(self, plain: Enlarge) -> None:
+    def __init__(self, plain: Norm) -> None:
         super().__init__()
-        self.bias = plain.bias
-        self.kernel = transposed(plain.weight.detach()).contiguous()
+        self.plain = plain
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C_out, 2 H, 2 W]."""
-        return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1)
+    def forward(self, x: Tensor, piece: Tensor | None = None) -> Tensor:
+        """As `Norm`."""
+        middling = SMALL_NORM < x.shape[2] * x.shape[3] < LARGE_NORM
+        slow = middling and x.dtype == torch.bfloat16
+        out: Tensor = self.plain(x.contiguous() if slow else x, piece)
+        return out
 
 
 def _packs(dtype: torch.dtype) -> bool:
@@ -85,9 +90,26 @@ def _packs(dtype: torch.dtype) -> bool:
 
 def _form(plain: nn.Conv2d, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The fastest for maps of a size."""
+    if isinstance(plain, Enlarge):
+        return _enlarging(plain, x)
     if winograd.pays(plain, x) and len(x) * x.shape[2] * x.shape[3] >= MANY_TILES * TILE**2:
         return _together(plain)
     return _one_by_one(plain) if _is_large(plain, x) else _packed(plain, x)
+
+
+def _enlarging(plain: nn.Conv2d, x: Tensor) -> Callable[[Tensor], Tensor]:
+    where = [[1, 1], [0, 0], [2, 2], [1, 1], 1]
+    kernel = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+        transposed(plain.weight.detach()).contiguous(), *where, list(x.shape)
+    )
+
+    def apply(x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, kernel, plain.bias, *where, "none", [], ""
+        )
+        return out
+
+    return apply
 
 
 def _packed(plain: nn.Conv2d, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -133,7 +155,7 @@ def _one_by_one(plain: nn.Conv2d) -> Callable[[Tensor], Tensor]:
 
     def apply(x: Tensor) -> Tensor:
         out = [convolve(image) for image in x.permute(0, 2, 3, 1)]
-        return torch.stack(out).permute(0, 3, 1, 2)
+        return (torch.stack(out) if len(out) > 1 else out[0][None]).permute(0, 3, 1, 2)
 
     def convolve(image: Tensor) -> Tensor:  # [H, W, C]
         height, width, _ = image.shape
