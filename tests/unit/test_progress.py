@@ -171,7 +171,11 @@ def test_standard_output_stays_clean(clock: Clock, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (3600, "1:00:00"), (float("inf"), "-:--")],
+    [
+        *((0, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (3600, "1:00:00")),
+        *((100 * 3600 - 1, "99:59:59"), (100 * 3600, "4 days"), (28e6, "324 days")),
+        (float("inf"), "-:--"),
+    ],
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
