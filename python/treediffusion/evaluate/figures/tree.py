@@ -34,7 +34,7 @@ from .style import (
     percent,
 )
 
-LABEL, DROP, BAR = 44, 2 * BEND + 34, 12
+LABEL, DROP, BAR = 44, 2 * BEND + 31, 12
 ROOMY = 128
 """Width of a column from which shares stand on both sides."""
 WIDEST_FLOW = 0.6
