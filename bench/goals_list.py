@@ -162,8 +162,8 @@ GOALS = (
         unit="x",
         measure=lambda: denoising.eager_step(denoising.mnist(), 1),
         why="one evaluation of the published MNIST network on one image, float32, against it in "
-        "the published form in eager PyTorch: path and time encoded, a projection per block. 1.27 "
-        "to 1.30 found, by kernels put in order beforehand and Winograd's products; nine tenths "
+        "the published form in eager PyTorch: path and time encoded, a projection per block. 1.32 "
+        "to 1.33 found, by kernels put in order beforehand and Winograd's products; nine tenths "
         "are convolutions",
     ),
     Goal(
@@ -171,7 +171,7 @@ GOALS = (
         goal=1.25,
         unit="x",
         measure=lambda: denoising.eager_step(denoising.mnist(), 16),
-        why="the same for 16 images at once; 1.28 to 1.33 found",
+        why="the same for 16 images at once; 1.34 found",
     ),
     Goal(
         name="diffusion/step-1-bf16",
@@ -193,8 +193,8 @@ GOALS = (
         goal=1.5,
         unit="x",
         measure=lambda: denoising.eager_generation(denoising.mnist(), 4),
-        why="4 images in 50 steps, float32, from paths to pixels, preparation included; 1.18 "
-        "to 1.24 found, so it falls short: the plain convolutions of the other side run at the "
+        why="4 images in 50 steps, float32, from paths to pixels, preparation included; 1.26 "
+        "found, so it falls short: the plain convolutions of the other side run at the "
         "core's peak and are 85 % of it, Winograd's transforms are products of small matrices",
     ),
     Goal(
@@ -210,8 +210,8 @@ GOALS = (
         unit="x",
         measure=lambda: denoising.training(denoising.mnist(), 16),
         why="training step of 16 images, float32: paths to loss, gradients, Adam, average. 1.23 "
-        "to 1.24 found, 1.08 before Winograd's form; it falls short: the form's products run at "
-        "two thirds of the rate of the plain sum, and norms of channels-last maps are slower",
+        "to 1.30 found, 1.08 before Winograd's form: its products run at two thirds of the rate of "
+        "the plain sum, and norms of channels-last maps are slower",
     ),
     Goal(
         name="diffusion/train-step-bf16",
